@@ -1,0 +1,660 @@
+"""One client connection: bytes in, requests out; answers in, bytes out.
+
+The life of a request. A head (request line and fields) is looked at once, whole. What has come of it so far is
+kept in `head`, at most 40 KiB, and is fed to httptools as it comes, so that malformed bytes are refused at once
+and not at a time-out. When the blank line is in, llhttp has vouched for the syntax and the framing; what it lets
+pass and RFC 9112 does not (versions but 1.0 and 1.1, two spaces, codings but `chunked`, a Host that is missing,
+doubled or malformed) is refused here, by searches over the raw fields rather than by a callback for each. A body
+is drained, and only then is the request handed to `handle`, which returns an `Answer` or takes a `Slot` and
+gives the answer later.
+
+A message ends only behind a blank line or at the length it announced, so the parser is never fed past such a
+place in one piece: whatever follows is always the beginning of the next request, and never read twice.
+
+Clients that are programs repeat themselves. So what followed the target in a connection's last GET without a
+body (` HTTP/1.1`, fields, blank line) is kept as `known`: the same bytes mean again what they meant then. Where a
+read has only `plain` and digits between them, as in nearly all requests, these are taken without parsing them
+again, since neither can change how the rest is read. Anything else takes the way above.
+
+Answers leave in the order of the requests. While nothing waits they are written straight away, those of one
+read in one write; behind a slot that waits they queue in slots of their own. An error takes its place in that
+order too; then nothing more is read, the sending side is shut, and what the peer still sends is thrown away for
+a moment (LINGER), since a close with unread bytes would reset the connection and destroy the answer under way.
+
+Everything is bounded: the head, the body, the answers that wait (then the rest of the read is put by in
+`unread`, and reading pauses until they are given), and the bytes that a client does not take (the transport
+says so, and reading pauses). Deadlines are a time in each connection and one sweep a second over all of them:
+never early, late by a second at most. The same tick renders every answer with the new Date.
+"""
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from email.utils import formatdate
+from typing import Protocol as Interface
+from typing import cast
+
+import httptools
+
+# What one request may hold, in bytes and fields. Each is refused at one more.
+MAX_TARGET = 8 * 1024  # 414 (RFC 9110, 15.5.15). Apache 8190, nginx 8 KiB
+MAX_FIELDS_SIZE = 32 * 1024  # 431 (RFC 6585, 5), field lines with their CRLF. nginx 4 times 8 KiB, Go 1 MiB
+MAX_FIELDS = 100  # 431. Apache 100
+MAX_BODY = 64 * 1024  # 413 (RFC 9110, 15.5.14), content without framing: nothing here has a use for one
+MAX_LINE = MAX_TARGET + 64  # a request line: the target, the longest method of llhttp, the version
+MAX_CHUNK_FRAMING = 6  # raw bytes for each byte of content: a body in chunks of one byte ("1\r\nx\r\n")
+
+MAX_WAITING = 64  # answers one connection may have waiting before reading pauses
+LINGER = 2.0  # seconds a peer's bytes are thrown away after the last answer. nginx 5 s
+QUIET = 1.0  # seconds without a request after which a draining server closes a connection
+OVERFLOW = 1024  # connections past the cap that are told so politely; more are just closed
+
+# Which rendering of an answer a request gets; HEAD's are these plus HEAD.
+KEEP, KEEP_1_0, CLOSE, HEAD = 0, 1, 2, 3
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
+_TARGET = rb'[!-"$-~]+'  # visible ASCII, and no fragment (RFC 9112, 3.2)
+_line_so_far = re.compile(rb"%b(?: (?:%b(?: [HTP/1.0]*\r?)?)?)?" % (_TOKEN, _TARGET)).fullmatch
+_line = re.compile(rb"(%b) (%b) HTTP/1\.([01])\r\n" % (_TOKEN, _TARGET)).match
+_fields_that_matter = re.compile(
+    rb"\n(host|content-length|transfer-encoding|expect):[ \t]*([^\r]*)"  # of a section that llhttp has accepted
+).findall
+_host = re.compile(rb"(?:[0-9a-z._~!$&'()*+,;=%-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?").fullmatch  # RFC 3986, 3.2.2
+
+
+class Answer:
+    """A response that never changes but for its Date, ready to be written.
+
+    `wire[form]` is the whole response for a form: KEEP, KEEP_1_0 or CLOSE, plus HEAD for one without its body.
+    """
+
+    __slots__ = ("_body", "_fields", "_line", "wire")
+
+    def __init__(self, status: int, reason: str, body: bytes, fields: dict[str, str]) -> None:
+        self._line = f"HTTP/1.1 {status} {reason}\r\n".encode("ascii")
+        fields = {
+            "Content-Type": "text/plain; charset=utf-8",
+            "Content-Length": str(len(body)),
+            **fields,
+        }
+        self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("ascii")
+        self._body = body
+        self.wire: tuple[bytes, ...] = ()
+
+    def render(self, date: bytes) -> None:
+        """Make the wire forms anew with `date`, a line ready to be sent."""
+        start = self._line + date + self._fields
+        heads = (
+            start + b"\r\n",
+            start + b"Connection: keep-alive\r\n\r\n",
+            start + b"Connection: close\r\n\r\n",
+        )
+        self.wire = (*(head + self._body for head in heads), *heads)
+
+
+class Answers:
+    """All answers of a server, rendered together."""
+
+    def __init__(self) -> None:
+        self._all: list[Answer] = []
+        self._date = b""
+
+    def add(self, status: int, reason: str, body: bytes, **fields: str) -> Answer:
+        """Prepare an answer. `fields` are its own header fields, `_` in their names standing for `-`."""
+        named = {name.replace("_", "-"): value for name, value in fields.items()}
+        answer = Answer(status, reason, body, named)
+        answer.render(self._date)
+        self._all.append(answer)
+        return answer
+
+    def refuse(self, status: int, reason: str, error: str, **fields: str) -> Answer:
+        """Prepare a `failed`, with the plain sentence that says why."""
+        return self.add(status, reason, b"failed", Verve_Error=error, **fields)
+
+    def render(self, now: float) -> None:
+        """Render all with the Date of `now` (Unix seconds; RFC 9110, 6.6.1)."""
+        self._date = f"Date: {formatdate(now, usegmt=True)}\r\n".encode("ascii")
+        for answer in self._all:
+            answer.render(self._date)
+
+
+class Slot:
+    """A place in a connection's order of answers, and the callable that fills it, once, at any later time."""
+
+    __slots__ = ("answer", "connection", "form")
+
+    def __init__(self, connection: "Connection", form: int, answer: Answer | None = None) -> None:
+        self.connection = connection
+        self.form = form
+        self.answer = answer
+
+    def __call__(self, outcome: int) -> None:
+        """Give the answer: the server's `outcomes[outcome]`. Never called from within `handle`."""
+        self.answer = self.connection.server.outcomes[outcome]
+        self.connection.flush()
+
+
+class Handler(Interface):
+    """What answers requests: each call returns the answer, or None after it took `connection.later()`."""
+
+    plain: bytes  # a target's beginning; most targets are this and digits
+
+    def accept(self, digits: bytes, connection: "Connection") -> Answer | None:
+        """Answer `GET` of `plain` and `digits`, ASCII digits and at least one."""
+
+    def handle(self, method: bytes, target: bytes, connection: "Connection") -> Answer | None:
+        """Answer any request."""
+
+
+class Server:
+    """What the connections of one process share: the handler, the answers, the clock's ticks, the drain."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        answers: Answers,
+        outcomes: Mapping[int, Answer],
+        *,
+        idle_timeout: float = 75.0,
+        header_timeout: float = 10.0,
+        max_connections: int = 20_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`outcomes[i]` is the answer that filling a slot with i selects; times are in seconds."""
+        self.handler = handler
+        self.accept = handler.accept
+        self.plain = b"GET " + handler.plain
+        self.plain_size = len(self.plain)
+        self.answers = answers
+        self.outcomes = outcomes
+        self.idle_timeout = idle_timeout
+        self.header_timeout = header_timeout
+        self.max_connections = max_connections
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._clock = clock
+        self._tick: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Future[None] | None = None
+        # The deadline of a connection that falls idle now. A tick's time is up to a second old, hence the second.
+        self.idle_deadline = 0.0
+
+        self.go_on = Answer(100, "Continue", b"", {})  # RFC 9110, 15.2.1: has neither a Date nor a length
+        self.go_on.wire = (b"HTTP/1.1 100 Continue\r\n\r\n",) * (2 * HEAD)
+        self.malformed = answers.refuse(400, "Bad Request", "the request is not well-formed HTTP/1.1")
+        self.bad_host = answers.refuse(400, "Bad Request", "expected exactly one valid Host")
+        self.bad_coding = answers.refuse(400, "Bad Request", "expected no transfer coding but chunked, on HTTP/1.1")
+        self.too_slow = answers.refuse(408, "Request Timeout", "the request did not arrive in time")
+        self.long_body = answers.refuse(413, "Content Too Large", f"expected a body of at most {MAX_BODY} bytes")
+        self.long_target = answers.refuse(414, "URI Too Long", f"expected a target of at most {MAX_TARGET} bytes")
+        self.long_fields = answers.refuse(
+            431,
+            "Request Header Fields Too Large",
+            f"expected at most {MAX_FIELDS} header fields of {MAX_FIELDS_SIZE} bytes in all",
+        )
+        self.crowded = answers.refuse(503, "Service Unavailable", "too many connections are open", Retry_After="1")
+        self.tick()
+
+    def __call__(self) -> "Connection":
+        return Connection(self)
+
+    def tick(self) -> None:
+        """Each second: render the Date, and end what is past its deadline."""
+        wall = self._clock()
+        self.answers.render(wall)
+        now = self.loop.time()
+        self.idle_deadline = now + self.idle_timeout + 1
+        for connection in [c for c in self.connections if c.deadline < now]:
+            connection.expire(now)
+        self._tick = self.loop.call_later(1 - wall % 1, self.tick)
+
+    async def drain(self, timeout: float) -> int:
+        """Answer what was taken, close every connection, and say how many had to be cut after `timeout` seconds."""
+        self.draining = True
+        if self.connections:
+            self._empty = self.loop.create_future()
+            for connection in list(self.connections):
+                connection.drain()
+            self.loop.call_later(QUIET, self._close_quiet)
+            await asyncio.wait([self._empty], timeout=timeout)
+        if self._tick is not None:
+            self._tick.cancel()
+        cut = list(self.connections)
+        for connection in cut:
+            connection.abort()
+        return len(cut)
+
+    def _close_quiet(self) -> None:
+        now = self.loop.time()
+        for connection in [c for c in self.connections if c.deadline < now]:
+            connection.expire(now)
+        if self.connections:
+            self.loop.call_later(QUIET / 4, self._close_quiet)
+
+    def forget(self, connection: "Connection") -> None:
+        """Drop a connection that is lost."""
+        self.connections.discard(connection)
+        if self._empty is not None and not self.connections and not self._empty.done():
+            self._empty.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """The protocol of one connection. asyncio calls the first part, httptools the last, `handle` uses `later`."""
+
+    __slots__ = (
+        "_around",
+        "_between",
+        "_body",
+        "_complete",
+        "_content",
+        "_eof",
+        "_form",
+        "_head",
+        "_host",
+        "_known",
+        "_method",
+        "_out",
+        "_parser",
+        "_persists",
+        "_raw",
+        "_slots",
+        "_target",
+        "_unread",
+        "blocked",
+        "deadline",
+        "ended",
+        "server",
+        "transport",
+    )
+
+    def __init__(self, server: Server) -> None:
+        # For the connection's life.
+        self.server = server
+        self.transport: asyncio.Transport | None = None
+        self.deadline = server.idle_deadline  # loop time after which expire() is called
+        self._eof = False  # the peer has shut its sending side
+        self.ended = False  # no further request is read; once the slots are given, the sending side is shut
+        self.blocked = False  # the peer does not take what is written
+        self._parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
+        self._known = b""  # what followed the target of the last GET that had no body; empty while draining
+        self._between = b""  # `known`, and the next plain request up to its digits
+        self._around = 0  # bytes of a plain request that are not its digits
+        self._host: tuple[bytes, bytes] | None = None  # the last Host that was found valid, as a match
+        self._slots: deque[Slot] = deque()  # answers owed, oldest first; empty while all are given at once
+        self._out: list[bytes] = []  # what this read has to write
+        self._unread = b""  # put by while too many answers wait
+        # For one request.
+        self._head = b""  # of a head that is not whole yet: the part that came, which the parser has
+        self._body = 0  # bytes of the body to come if it has a length, -1 if it is chunked
+        self._content = self._raw = 0  # bytes of a chunked body, without framing and with it
+        self._method = self._target = b""
+        self._form = KEEP
+        self._persists = False  # the connection may go on after it (RFC 9112, 9.3)
+        self._complete = False  # the parser has seen the message's end
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        server = self.server
+        server.connections.add(self)
+        crowd = len(server.connections) - server.max_connections
+        if crowd > OVERFLOW:
+            self.abort()
+        elif crowd > 0:
+            self._refuse(server.crowded)
+            self._write()
+        elif server.draining:
+            self.drain()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        if not self._slots:
+            return False  # the transport writes what it has, and closes
+        self._end()
+        return True
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+        self.deadline = self.server.idle_deadline
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        self._resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+        self.transport = None
+        del self._parser  # it holds methods of this object: a cycle, and the collector is kept from old objects
+        self._unread = self._head = b""
+        self.server.forget(self)
+
+    # Reading
+
+    def data_received(self, data: bytes) -> None:
+        """Take every request that `data` completes, in order; write what can be answered at once."""
+        if self.ended:
+            return
+        server = self.server
+        slots = self._slots
+        pos = 0
+        if self._unread:
+            data = self._unread + data
+            self._unread = b""
+        if self._head or self._body:
+            pos = self._read_on(data)
+        else:
+            self.deadline = server.idle_deadline
+        if self._known and data.startswith(server.plain, pos):
+            end = data.rfind(self._known, pos)
+            if end > 0:
+                start = pos + server.plain_size
+                for digits in data[start:end].split(self._between):
+                    if not digits.isdigit() or len(slots) >= MAX_WAITING:
+                        break
+                    pos += len(digits) + self._around
+                    answer = server.accept(digits, self)
+                    if answer is not None:
+                        if slots:
+                            slots.append(Slot(self, KEEP, answer))
+                        else:
+                            self._out.append(answer.wire[KEEP])
+        while pos < len(data) and not self.ended:
+            if self.blocked or len(slots) >= MAX_WAITING:
+                self._unread = data[pos:]
+                self._pause()
+                break
+            pos = self._read_head(data, pos, 0)
+        self._write()
+
+    def _read_on(self, data: bytes) -> int:
+        """Go on with the message that an earlier read began; return where the next one starts in `data`."""
+        if self._body:
+            return self._read_body(data, 0)
+        fed = len(self._head)
+        return self._read_head(self._head + data, 0, fed) - fed
+
+    def _read_head(self, data: bytes, pos: int, fed: int) -> int:
+        """Read a head from `pos` on, of which the parser has `fed` bytes; return where the rest of `data` starts."""
+        server = self.server
+        line = _line(data, pos)
+        if line is None and not fed:
+            while data.startswith(b"\r\n", pos):  # empty lines before a request are ignored (RFC 9112, 2.2)
+                pos += 2
+            if pos == len(data):
+                return pos
+            line = _line(data, pos)
+        stop = data.find(b"\r\n\r\n", max(pos, pos + fed - 3) if line is None or fed else line.end() - 2)
+        whole = stop >= 0
+        stop = stop + 4 if whole else len(data)
+        head = data[pos:stop]
+
+        upgrade = invalid = unknown_method = False
+        try:
+            self._parser.feed_data(head[fed:] if fed else head)
+        except httptools.HttpParserUpgrade:
+            upgrade = True
+        except httptools.HttpParserInvalidMethodError:
+            unknown_method = True  # or no method at all: the line will tell
+        except httptools.HttpParserError:
+            invalid = True
+
+        if line is None:
+            if invalid or b"\r\n" in head or (unknown_method and not _line_so_far(head)):
+                self._refuse(server.malformed)
+            elif len(head) >= MAX_LINE:
+                self._refuse(server.long_target)
+            else:
+                self._keep_head(head, fed)
+            return stop
+        self._method, self._target, minor = line.groups()
+        if len(self._target) > MAX_TARGET:
+            self._refuse(server.long_target)
+            return stop
+        if unknown_method:
+            self._form = CLOSE
+            self._respond(last=True)
+            return stop
+        if invalid:
+            self._refuse(server.malformed)
+            return stop
+        section = head[line.end() - pos - 2 :]
+        if len(section) - 4 > MAX_FIELDS_SIZE or section.count(b"\n") - 2 > MAX_FIELDS:
+            self._refuse(server.long_fields)
+            return stop
+        if not whole:
+            self._keep_head(head, fed)
+            return stop
+
+        self._head = b""
+        self._body = 0
+        expected = False
+        matter = _fields_that_matter(section.lower())
+        if len(matter) != 1 or matter[0] != self._host:
+            hosts = [value for name, value in matter if name == b"host"]
+            if len(hosts) > 1 or (minor == b"1" and not hosts) or (hosts and not _host(hosts[0].rstrip(b" \t"))):
+                self._refuse(server.bad_host)
+                return stop
+            if len(matter) == len(hosts) == 1:
+                self._host = matter[0]
+            for name, value in matter:
+                if name == b"transfer-encoding":
+                    if minor == b"0" or value.rstrip(b" \t") != b"chunked":
+                        self._refuse(server.bad_coding)
+                        return stop
+                    self._body = -1
+                elif name == b"content-length":
+                    self._body = int(value)
+                    if self._body > MAX_BODY:
+                        self._refuse(server.long_body)
+                        return stop
+                elif name == b"expect":
+                    expected = minor == b"1" and value.rstrip(b" \t") == b"100-continue"
+
+        if not self._persists or self._method == b"CONNECT" or (upgrade and self._body):
+            # After an Upgrade that is not taken, llhttp leaves the body unread; so do we, and close.
+            self._form = CLOSE
+            self._body = 0
+        else:
+            self._form = KEEP if minor == b"1" else KEEP_1_0
+        if self._method == b"HEAD":
+            self._form += HEAD
+        if self._body:
+            if not fed:
+                self._await_rest()
+            self._content = self._raw = 0
+            self._complete = False
+            if expected and stop == len(data):
+                self._give(server.go_on, KEEP)
+            return self._read_body(data, stop) if stop < len(data) else stop
+        if self._form == KEEP and self._method == b"GET" and not server.draining:
+            self._known = head[line.end(2) - pos :]
+            self._between = self._known + server.plain
+            self._around = len(self._between)
+        self._respond(last=stop == len(data))
+        return stop
+
+    def _read_body(self, data: bytes, pos: int) -> int:
+        """Drain what `data` holds of the body from `pos` on; return where the next request starts."""
+        if self._body > 0:
+            take = min(self._body, len(data) - pos)
+            self._body -= take
+            self._feed_body(data[pos : pos + take])
+            if not self._body:
+                self._respond(last=pos + take == len(data))
+            return pos + take
+        # The last chunk and the trailers end in a blank line. Its first bytes may have come with an earlier read,
+        # so the first three are fed one by one.
+        stop = pos
+        while stop < len(data) and not self.ended:
+            if stop - pos < 3:
+                cut = stop + 1
+            else:
+                cut = data.find(b"\r\n\r\n", stop - 3)
+                cut = cut + 4 if cut >= 0 else len(data)
+            self._raw += cut - stop
+            if not self._feed_body(data[stop:cut]):
+                return len(data)
+            stop = cut
+            if self._complete:
+                self._body = 0
+                self._respond(last=stop == len(data))
+                break
+        return stop
+
+    def _feed_body(self, data: bytes) -> bool:
+        """Feed the parser a part of a body; refuse the request and return False if it is malformed or too long."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._body = 0
+            self._refuse(self.server.malformed)
+            return False
+        if self._content > MAX_BODY or self._raw > MAX_FIELDS_SIZE + MAX_CHUNK_FRAMING * self._content:
+            self._body = 0
+            self._refuse(self.server.long_body)
+            return False
+        return True
+
+    def _keep_head(self, head: bytes, fed: int) -> None:
+        if not fed:
+            self._await_rest()
+        self._head = head
+
+    def _await_rest(self) -> None:
+        """Set the deadline by which the request whose first bytes are here must have come."""
+        self.deadline = self.server.loop.time() + self.server.header_timeout
+
+    # Answering
+
+    def later(self) -> Slot:
+        """Take the slot of the request being handled; calling it gives the answer."""
+        slot = Slot(self, self._form)
+        self._slots.append(slot)
+        return slot
+
+    def _respond(self, last: bool) -> None:
+        """Hand the whole request over; `last` if nothing that was read follows it."""
+        if last and self.server.draining and self._form % HEAD != CLOSE:
+            self._form = CLOSE + (HEAD if self._form >= HEAD else 0)
+        form = self._form
+        answer = self.server.handler.handle(self._method, self._target, self)
+        if answer is not None:
+            self._give(answer, form)
+        self._form = KEEP
+        self._method = b""
+        if form % HEAD == CLOSE:
+            self.ended = True
+        self.deadline = self.server.idle_deadline
+
+    def _refuse(self, answer: Answer) -> None:
+        """Give the request that is being read an error for an answer, the connection's last."""
+        self._give(answer, CLOSE + HEAD if self._method == b"HEAD" else CLOSE)
+        self._head = b""
+        self._body = 0
+        self.ended = True
+
+    def _give(self, answer: Answer, form: int) -> None:
+        """Write an answer at the end of this read, or behind those that wait."""
+        if self._slots:
+            self._slots.append(Slot(self, form, answer))
+        else:
+            self._out.append(answer.wire[form])
+
+    def flush(self) -> None:
+        """Write the answers given so far, up to the first that is still waited for."""
+        slots = self._slots
+        out = self._out
+        while slots and (answer := slots[0].answer) is not None:
+            out.append(answer.wire[slots.popleft().form])
+        if out:
+            self.deadline = self.server.idle_deadline
+            self._write()
+            if self._unread:
+                self._resume()
+
+    def _write(self) -> None:
+        out = self._out
+        if self.transport is None:
+            out.clear()
+            return
+        if out:
+            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+        if self.ended and not self._slots:
+            self._shut()
+
+    # Pausing and ending
+
+    def _pause(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def _resume(self) -> None:
+        """Go on with what was put by, then with reading, unless too much waits again."""
+        if self.blocked or self.transport is None or len(self._slots) > MAX_WAITING // 2:
+            return
+        if self._unread:
+            self.data_received(b"")
+        if not self.blocked and not self._unread and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _end(self) -> None:
+        """Read no further request; the last answer that waits says so."""
+        self.ended = True
+        self._unread = b""
+        if self._slots:
+            slot = self._slots[-1]
+            slot.form = CLOSE + (HEAD if slot.form >= HEAD else 0)
+
+    def _shut(self) -> None:
+        """Shut the sending side once all is written; throw away what comes until the peer closes, or LINGER."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if self._eof:
+            transport.close()
+            return
+        self.deadline = self.server.loop.time() + LINGER
+        transport.write_eof()
+        transport.resume_reading()
+
+    def drain(self) -> None:
+        """Have the next answer be the last, and close soon if no request comes."""
+        self._known = b""
+        if self._slots and not self._unread:
+            self._end()
+        elif not (self._slots or self._unread or self._head or self._body or self.ended):
+            self.deadline = self.server.loop.time() + QUIET / 2
+
+    def expire(self, now: float) -> None:
+        """End what the deadline was set for."""
+        if self.blocked or (self.ended and not self._slots):
+            self.abort()
+        elif self._slots:
+            self.deadline = now + self.server.idle_timeout  # the store has its own deadline
+        elif self._head or self._body:
+            self._refuse(self.server.too_slow)
+            self._write()
+        else:
+            self._end()
+            self._shut()
+
+    def abort(self) -> None:
+        """Close at once; what is not written is lost."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    # What httptools calls
+
+    def on_headers_complete(self) -> None:
+        self._persists = self._parser.should_keep_alive()  # llhttp forgets it at the message's end
+
+    def on_body(self, body: bytes) -> None:
+        self._content += len(body)
+
+    def on_message_complete(self) -> None:
+        self._complete = True

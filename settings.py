@@ -1,0 +1,427 @@
+"""Flags and environment into one frozen dataclass.
+
+The class `Settings` is the whole table: a field is a flag. Its name makes the flag and the variable
+(`redis_url`: `--redis-url`, `VERVE_REDIS_URL`), its metadata says how the text is read and what `--help`
+tells. A new setting is one entry there and nothing elsewhere.
+
+A flag beats the environment, the environment beats the default. An empty variable counts as unset, since
+compose files and shells make them so easily; an empty flag is said on purpose, and takes an optional setting
+(a URL, the secret, the log file) back to none. Only the text that wins is read: a bad variable under a good
+flag is no error.
+
+Everything is checked once, by `load`, before anything is started. The other rooms are handed the dataclass,
+trust it, and never look at the environment. What is wrong is told in one line on stderr that names the flag
+or the variable, then what was expected, then what was given; exit status 2. Values that may hold a password
+(the URLs, the secret) are never told, nor shown by `repr`. URLs are split by the grammar of RFC 3986 and not
+by urllib, which drops tabs and newlines and reads brackets differently from one Python to the next.
+
+What is not built yet stands in `NOT_YET`: read and checked as ever, marked in the help, refused when given.
+"""
+
+import argparse
+import base64
+import difflib
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import quote
+
+__all__ = ["NOT_YET", "Settings", "load"]
+
+DAY = 86400  # seconds; the longest window and the longest time-out
+SECRET_BYTES = range(24, 65)  # Standard Webhooks: "between 24 bytes (192 bits) and 64 bytes (512 bits)"
+SHOWN_CHARACTERS = 60  # of a refused value: enough to recognise it in one line
+LINK = ("REDIS_PORT_6379_TCP_ADDR", "REDIS_PORT_6379_TCP_PORT")  # as docker's --link NAME:redis sets them
+
+URL = re.compile(r"([A-Za-z]+)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?")  # RFC 3986, appendix B
+HOST_PORT = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
+LABEL = "[0-9A-Za-z_][0-9A-Za-z_-]{0,62}"  # RFC 1123, section 2.1, and the underscore of compose's services
+NAME = re.compile(rf"(?!.{{254}})(?:{LABEL}\.)*(?![0-9]+\.?$){LABEL}\.?")  # digits last: a mistyped address
+ADDRESS = re.compile("[0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?")
+BLOCK = re.compile("[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?")
+
+
+# The readers: text in, value out. Their ValueError says what was expected; `load` adds what was given.
+def matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if re.fullmatch(pattern, text):
+            return text
+        raise ValueError(expected)
+
+    return read
+
+
+def integer(lowest: int, highest: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if re.fullmatch("[0-9]{1,18}", text) and lowest <= int(text) <= highest:
+            return int(text)
+        raise ValueError(f"an integer from {lowest} to {highest}")
+
+    return read
+
+
+def seconds(text: str) -> float:
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) and 0 < float(text) <= DAY:
+        return float(text)
+    raise ValueError(f"seconds above 0 and at most {DAY}, such as 10 or 0.5")
+
+
+def optional(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: read(text) if text else None
+
+
+def host_name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        try:
+            ip_address(text if ADDRESS.fullmatch(text) else "")
+        except ValueError:
+            raise ValueError("an IP address or a host name") from None
+    return text
+
+
+def host_port(text: str, expected: str, lowest: int = 1) -> tuple[str, int | None]:
+    match = HOST_PORT.fullmatch(text)
+    if match is None:
+        raise ValueError(expected)
+    if match[3] and not lowest <= int(match[3]) <= 65535:
+        raise ValueError(f"a port from {lowest} to 65535")
+    return host_name(match[1] or match[2]), int(match[3]) if match[3] else None
+
+
+def admin_address(text: str) -> tuple[str, int] | None:
+    if text == "off":
+        return None
+    name, port = host_port(text if ":" in text else "", expected := "HOST:PORT, [IPV6]:PORT or off", lowest=0)
+    if port is None:
+        raise ValueError(expected)
+    return name, port
+
+
+def split_url(text: str, expected: str) -> tuple[str, str, str, str]:
+    """Scheme in lower case, host and port as written (user and password taken off), path, query."""
+    match = URL.fullmatch(text)
+    if match is None or not re.fullmatch("[!-~]+", text):
+        raise ValueError(expected)
+    if match[5]:
+        raise ValueError("a URL without a fragment (in a password, write # as %23)")
+    return match[1].lower(), match[2].rpartition("@")[2], match[3], match[4] or ""
+
+
+def redis(text: str) -> str:
+    expected = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], the same with rediss://, or unix:///PATH"
+    scheme, server, path, query = split_url(text, expected)
+    databases = re.findall("(?:^|&)db=([^&]*)", query)
+    if scheme == "unix" and not server and len(path) > 1:
+        pass
+    elif scheme in ("redis", "rediss"):
+        host_port(server, expected + " (/ in a password is written %2F)")
+        databases += [path[1:]] if len(path) > 1 else []
+    else:
+        raise ValueError(expected)
+    if not all(re.fullmatch("[0-9]{1,9}", database) for database in databases):
+        raise ValueError("a number as the database, as in /0 or ?db=0")
+    return text
+
+
+def http_url(text: str) -> str:
+    expected = "an absolute URL in ASCII, https://HOST[:PORT]/PATH or http://HOST[:PORT]/PATH"
+    scheme, server, _, _ = split_url(text, expected)
+    if scheme not in ("http", "https"):
+        raise ValueError(expected)
+    host_port(server, expected)
+    return text
+
+
+def secret(text: str) -> bytes:
+    text = text.removeprefix("whsec_")
+    padded = len(text) % 4 == 0 and re.fullmatch("[0-9A-Za-z+/]+={0,2}", text)
+    key = base64.b64decode(text) if padded else b""
+    if len(key) not in SECRET_BYTES:
+        raise ValueError("base64, padded, of 24 to 64 bytes, with or without whsec_ before it")
+    return key
+
+
+def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    blocks = []
+    for item in (item.strip(" ") for item in text.split(",") if text):
+        try:
+            given = ip_interface(item if BLOCK.fullmatch(item) else "")
+        except ValueError:
+            raise ValueError("CIDR blocks with commas between, such as 127.0.0.0/8,fd00::/8") from None
+        if given.ip != given.network.network_address:
+            raise ValueError(f"{given.network}, without bits set after the first {given.network.prefixlen}")
+        blocks.append(given.network)
+    return tuple(blocks)
+
+
+class Flag(NamedTuple):
+    """What a field of Settings is as a flag, beside its name and default."""
+
+    group: str
+    metavar: str
+    read: Callable[[str], Any]
+    help: str
+    default: str = ""  # in words, where str() of the default does not read well
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, checked. Where repr is off, the value may hold a password and no error shows it."""
+
+    host: str = field(
+        default="127.0.0.1",
+        metadata={"flag": Flag("listening", "ADDRESS", host_name, "IP address or host name to listen on")},
+    )
+    port: int = field(
+        default=8080,
+        metadata={"flag": Flag("listening", "PORT", integer(0, 65535), "port to listen on; 0 takes any free one")},
+    )
+    workers: int = field(
+        default=1,
+        metadata={
+            "flag": Flag("listening", "N", integer(1, 1024), "processes sharing the port; above 1 with Redis only")
+        },
+    )
+    admin: tuple[str, int] | None = field(
+        default=("127.0.0.1", 8081),
+        metadata={
+            "flag": Flag("listening", "HOST:PORT", admin_address, "the operators' listener, or off", "127.0.0.1:8081")
+        },
+    )
+
+    redis_url: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "flag": Flag("counting", "URL", optional(redis), "redis://, rediss:// or unix://", "none: in memory")
+        },
+    )
+    key_prefix: str = field(
+        default="verve",
+        metadata={
+            "flag": Flag(  # {} would be Redis Cluster's hash tag
+                "counting",
+                "TEXT",
+                matching("[!-z|~]{1,128}", "1 to 128 characters, printable ASCII, no spaces, no {}"),
+                "first part of every Redis key",
+            )
+        },
+    )
+    window: int = field(
+        default=60,
+        metadata={
+            "flag": Flag("counting", "SECONDS", integer(1, DAY), f"window length, 1 to {DAY}, aligned to the epoch")
+        },
+    )
+    max_ids: int = field(
+        default=10_000_000,
+        metadata={"flag": Flag("counting", "N", integer(1, 10**9), "ids of one window in a process's own memory")},
+    )
+
+    report_url: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"flag": Flag("telling", "URL", optional(http_url), "each window's report is POSTed here", "none")},
+    )
+    report_secret: bytes | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "flag": Flag("telling", "BASE64", optional(secret), "signs reports as Standard Webhooks does", "none")
+        },
+    )
+    callback_method: str = field(
+        default="GET",
+        metadata={
+            "flag": Flag(
+                "telling", "GET|POST", matching("GET|POST", "GET or POST"), "how the endpoint of a request is called"
+            )
+        },
+    )
+    callback_allow: tuple[IPv4Network | IPv6Network, ...] = field(
+        default=(),
+        metadata={
+            "flag": Flag("telling", "CIDR,...", networks, "what callbacks may also reach", "public addresses only")
+        },
+    )
+
+    request_timeout: float = field(
+        default=1.0, metadata={"flag": Flag("limits", "SECONDS", seconds, "wait for the store before a request fails")}
+    )
+    header_timeout: float = field(
+        default=10.0,
+        metadata={"flag": Flag("limits", "SECONDS", seconds, "time for a request's headers and body to arrive")},
+    )
+    idle_timeout: float = field(
+        default=75.0, metadata={"flag": Flag("limits", "SECONDS", seconds, "life of an idle keep-alive connection")}
+    )
+    drain_timeout: float = field(
+        default=8.0,
+        metadata={"flag": Flag("limits", "SECONDS", seconds, "time to finish requests and reports when stopping")},
+    )
+    max_connections: int = field(
+        default=20_000,
+        metadata={"flag": Flag("limits", "N", integer(1, 10**9), "open client connections; further ones get 503")},
+    )
+
+    log_file: str | None = field(
+        default=None,
+        metadata={
+            "flag": Flag(
+                "logging",
+                "PATH",
+                optional(matching("[^\0-\x1f\x7f]+", "a path without control characters")),
+                "file to log to; logrotate may move it",
+                "stderr",
+            )
+        },
+    )
+    log_format: str = field(
+        default="text",
+        metadata={
+            "flag": Flag("logging", "text|json", matching("text|json", "text or json"), "json is one object a line")
+        },
+    )
+    log_level: str = field(
+        default="info",
+        metadata={
+            "flag": Flag(
+                "logging",
+                "LEVEL",
+                matching("debug|info|warning|error", "debug, info, warning or error"),
+                "debug, info, warning or error",
+            )
+        },
+    )
+
+
+# Field: the value that asks nothing of it, and what to do meanwhile. Whoever builds it deletes its line.
+NOT_YET: Mapping[str, tuple[object, str]] = {
+    "workers": (1, "leave it out to run one process"),
+    "admin": (None, "leave it out, or say off"),
+    "redis_url": (None, "leave it out to count in memory"),
+    "report_url": (None, "leave it out to have the counts in the log alone"),
+    "report_secret": (None, "leave it out to have the counts in the log alone"),
+    "callback_method": ("GET", "leave it out"),
+    "callback_allow": ((), "leave it out"),
+}
+
+ABOUT = "Counts distinct integer ids per window of time, exactly, and tells the number. Defaults in [brackets]."
+RULES = (
+    "Each flag is an environment variable too: --key-prefix is VERVE_KEY_PREFIX. The flag wins. An empty "
+    "variable counts as unset; an empty flag (--report-url '') means none, where there can be none.",
+    f"Without --redis-url, REDIS_URL is used, and then docker's link pair {LINK[0]} and {LINK[1]}; "
+    "--redis-url '' counts in memory whatever they say.",
+)
+EXAMPLES = """\
+examples:
+  python verve_server.py                      # in memory, one process
+  python verve_server.py --redis-url redis://127.0.0.1:6379 --workers 4
+  VERVE_WINDOW=10 python verve_server.py --host 0.0.0.0 --log-format json"""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def shown(text: str) -> str:
+    return ascii(text[:SHOWN_CHARACTERS]) + ("..." if len(text) > SHOWN_CHARACTERS else "")
+
+
+def unexpected(word: str) -> str:
+    name = word.partition("=")[0][: SHOWN_CHARACTERS + 1]  # what follows may be a secret
+    if not name.startswith("-"):  # and so may this, after a misspelt flag
+        return "expected --flag value, got a value without a flag"
+    near = difflib.get_close_matches(name, [flag_name(setting.name) for setting in fields(Settings)], 1)
+    return f"unknown flag {shown(name)}; " + (f"did you mean {near[0]}?" if near else "--help lists all")
+
+
+def make_parser(not_yet: Mapping[str, object]) -> Parser:
+    width = max(40, min(shutil.get_terminal_size().columns, 100)) - 2
+    fill = partial(textwrap.fill, width=width, break_on_hyphens=False)
+    parser = Parser(
+        prog="verve_server.py",
+        usage="%(prog)s [--flag value]...",
+        description=fill(ABOUT),
+        epilog="\n\n".join([*map(fill, RULES), EXAMPLES]),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=30, width=width),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for setting in fields(Settings):
+        about: Flag = setting.metadata["flag"]
+        plain = f"{setting.default:g}s" if about.metavar == "SECONDS" else setting.default
+        mark = "(not built yet) " if setting.name in not_yet else ""
+        text = f"{mark}{about.help} [{about.default or plain}]"
+        if about.group not in groups:
+            groups[about.group] = parser.add_argument_group(about.group)
+        groups[about.group].add_argument(flag_name(setting.name), metavar=about.metavar, help=text)
+    parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this and exit")
+    return parser
+
+
+def find(name: str, from_flag: Any, environ: Mapping[str, str]) -> tuple[str, str | None]:
+    """Where a setting's text comes from, to name it in an error, and the text; None if it is not given."""
+    variable = "VERVE_" + name.upper()
+    if from_flag is not None:
+        return flag_name(name), "--" if from_flag == [] else from_flag  # argparse of 3.11: [] for --flag=--
+    if name == "redis_url" and not environ.get(variable):
+        variable = "REDIS_URL"
+        if not environ.get(variable) and (address := environ.get(LINK[0])):
+            server = f"[{address}]" if ":" in address else address
+            port = environ.get(LINK[1]) or "6379"  # as the variable's name says
+            # Quoted, so that an address with an @ or / in it is refused and not read as something else.
+            return " and ".join(LINK), "redis://" + quote(f"{server}:{port}", safe="[:]", errors="replace")
+    return variable, environ.get(variable) or None
+
+
+def load(
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    not_yet: Mapping[str, tuple[object, str]] = NOT_YET,
+) -> Settings:
+    """Read the command line (without the program's name) and the environment.
+
+    Raises SystemExit: 2 after one line on stderr if anything is wrong, 0 after --help on stdout.
+    """
+    environ = os.environ if environ is None else environ
+    parser = make_parser(not_yet)
+    given, rest = parser.parse_known_args(argv)
+    if rest:
+        parser.error(unexpected(rest[0]))
+
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for setting in fields(Settings):
+        source, text = find(setting.name, getattr(given, setting.name), environ)
+        if text is None:
+            continue
+        try:
+            values[setting.name] = setting.metadata["flag"].read(text)
+        except ValueError as error:
+            actual = shown(text) if setting.repr else "a value that is not shown here"
+            parser.error(f"{source}: expected {error}, got {actual}")
+        sources[setting.name] = source
+
+    for name, (harmless, instead) in not_yet.items():
+        if values.get(name, harmless) != harmless:
+            parser.error(f"{sources[name]}: not built yet; {instead}")
+    settings = Settings(**values)
+    if settings.workers > 1 and settings.redis_url is None:
+        parser.error(f"{sources['workers']}: more than 1 needs --redis-url, so that they count together")
+    if settings.report_secret is not None and settings.report_url is None:
+        parser.error(f"{sources['report_secret']}: needs --report-url, whose reports it signs")
+    return settings
