@@ -33,6 +33,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
+from math import inf
 from typing import Protocol as Interface
 from typing import cast
 
@@ -55,13 +56,20 @@ OVERFLOW = 1024  # connections past the cap that are told so politely; more are 
 KEEP, KEEP_1_0, CLOSE, HEAD = 0, 1, 2, 3
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
-_TARGET = rb'[!-"$-~]+'  # visible ASCII, and no fragment (RFC 9112, 3.2)
-_line_so_far = re.compile(rb"%b(?: (?:%b(?: [HTP/1.0]*\r?)?)?)?" % (_TOKEN, _TARGET)).fullmatch
+_VISIBLE = rb'[!-"$-~]'  # what a target is made of: visible ASCII, and no fragment
+_TARGET = rb"(?:/%b*|[A-Za-z][A-Za-z0-9+.-]*://%b+|\*|[][0-9A-Za-z:._~-]+:[0-9]+)" % (
+    _VISIBLE,
+    _VISIBLE,
+)  # RFC 9112, 3.2
+_line_so_far = re.compile(rb"%b(?: (?:%b+(?: [HTP/1.0]*\r?)?)?)?" % (_TOKEN, _VISIBLE)).fullmatch
 _line = re.compile(rb"(%b) (%b) HTTP/1\.([01])\r\n" % (_TOKEN, _TARGET)).match
 _fields_that_matter = re.compile(
     rb"\n(host|content-length|transfer-encoding|expect):[ \t]*([^\r]*)"  # of a section that llhttp has accepted
 ).findall
-_host = re.compile(rb"(?:[0-9a-z._~!$&'()*+,;=%-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?").fullmatch  # RFC 3986, 3.2.2
+_close_too = re.compile(rb"\nconnection:(?:[^\r]*[ \t,])?close[ \t]*[,\r]").search
+_host = re.compile(
+    rb"(?:(?:[0-9a-z._~!$&'()*+,;=-]|%[0-9a-f]{2})+|\[[0-9a-f:.]+\])(?::[0-9]*)?"
+).fullmatch  # RFC 3986, 3.2.2
 
 
 class Answer:
@@ -174,9 +182,11 @@ class Server:
         self.max_connections = max_connections
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
+        self.served = 0  # connections within the cap
         self.draining = False
         self._clock = clock
         self._tick: asyncio.TimerHandle | None = None
+        self._quiet: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
         # The deadline of a connection that falls idle now. A tick's time is up to a second old, hence the second.
         self.idle_deadline = 0.0
@@ -205,22 +215,27 @@ class Server:
         wall = self._clock()
         self.answers.render(wall)
         now = self.loop.time()
-        self.idle_deadline = now + self.idle_timeout + 1
-        for connection in [c for c in self.connections if c.deadline < now]:
-            connection.expire(now)
+        self.idle_deadline = now + (QUIET if self.draining else self.idle_timeout + 1)
+        self._expire(now)
         self._tick = self.loop.call_later(1 - wall % 1, self.tick)
 
-    async def drain(self, timeout: float) -> int:
-        """Answer what was taken, close every connection, and say how many had to be cut after `timeout` seconds."""
+    def start_drain(self) -> None:
+        """From now on have each connection's next answer be its last, and close those on which no request comes."""
         self.draining = True
+        self._close_quiet()
+        for connection in list(self.connections):
+            connection.drain()
+
+    async def drain(self, timeout: float) -> int:
+        """Close every connection, its answers given, and return how many had to be cut after `timeout` seconds."""
+        if not self.draining:
+            self.start_drain()
         if self.connections:
             self._empty = self.loop.create_future()
-            for connection in list(self.connections):
-                connection.drain()
-            self.loop.call_later(QUIET, self._close_quiet)
             await asyncio.wait([self._empty], timeout=timeout)
-        if self._tick is not None:
-            self._tick.cancel()
+        for timer in (self._tick, self._quiet):
+            if timer is not None:
+                timer.cancel()
         cut = list(self.connections)
         for connection in cut:
             connection.abort()
@@ -228,14 +243,18 @@ class Server:
 
     def _close_quiet(self) -> None:
         now = self.loop.time()
+        self.idle_deadline = now + QUIET
+        self._expire(now)
+        self._quiet = self.loop.call_later(QUIET / 4, self._close_quiet)
+
+    def _expire(self, now: float) -> None:
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.expire(now)
-        if self.connections:
-            self.loop.call_later(QUIET / 4, self._close_quiet)
 
     def forget(self, connection: "Connection") -> None:
         """Drop a connection that is lost."""
         self.connections.discard(connection)
+        self.served -= connection.served
         if self._empty is not None and not self.connections and not self._empty.done():
             self._empty.set_result(None)
 
@@ -249,6 +268,7 @@ class Connection(asyncio.Protocol):
         "_body",
         "_complete",
         "_content",
+        "_due",
         "_eof",
         "_form",
         "_head",
@@ -257,14 +277,17 @@ class Connection(asyncio.Protocol):
         "_method",
         "_out",
         "_parser",
+        "_paused",
         "_persists",
         "_raw",
         "_slots",
+        "_spared",
         "_target",
         "_unread",
         "blocked",
         "deadline",
         "ended",
+        "served",
         "server",
         "transport",
     )
@@ -275,8 +298,11 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.deadline = server.idle_deadline  # loop time after which expire() is called
         self._eof = False  # the peer has shut its sending side
+        self.served = False  # it is within the cap
         self.ended = False  # no further request is read; once the slots are given, the sending side is shut
+        self._spared = False  # it was given more time to take the last answer
         self.blocked = False  # the peer does not take what is written
+        self._paused = False  # reading is, until less waits
         self._parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
         self._known = b""  # what followed the target of the last GET that had no body; empty while draining
         self._between = b""  # `known`, and the next plain request up to its digits
@@ -292,6 +318,7 @@ class Connection(asyncio.Protocol):
         self._method = self._target = b""
         self._form = KEEP
         self._persists = False  # the connection may go on after it (RFC 9112, 9.3)
+        self._due = 0.0  # loop time by which it must have come
         self._complete = False  # the parser has seen the message's end
 
     # What asyncio calls
@@ -300,29 +327,33 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         server = self.server
         server.connections.add(self)
-        crowd = len(server.connections) - server.max_connections
-        if crowd > OVERFLOW:
+        if server.served < server.max_connections:
+            server.served += 1
+            self.served = True
+        elif len(server.connections) > server.max_connections + OVERFLOW:
             self.abort()
-        elif crowd > 0:
+        else:
             self._refuse(server.crowded)
             self._write()
-        elif server.draining:
+        if server.draining:
             self.drain()
 
     def eof_received(self) -> bool:
         self._eof = True
-        if not self._slots:
-            return False  # the transport writes what it has, and closes
         self._end()
-        return True
+        self._head = b""
+        self._body = 0
+        self._rearm()
+        return bool(self._slots)  # False has the transport write what it has, and close
 
     def pause_writing(self) -> None:
         self.blocked = True
-        self.deadline = self.server.idle_deadline
+        self._rearm()
         self._pause()
 
     def resume_writing(self) -> None:
         self.blocked = False
+        self._rearm()
         self._resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -348,7 +379,7 @@ class Connection(asyncio.Protocol):
             pos = self._read_on(data)
         else:
             self.deadline = server.idle_deadline
-        if self._known and data.startswith(server.plain, pos):
+        if self._known and data.startswith(server.plain, pos) and not (self.ended or self.blocked):
             end = data.rfind(self._known, pos)
             if end > 0:
                 start = pos + server.plain_size
@@ -374,8 +405,9 @@ class Connection(asyncio.Protocol):
         """Go on with the message that an earlier read began; return where the next one starts in `data`."""
         if self._body:
             return self._read_body(data, 0)
-        fed = len(self._head)
-        return self._read_head(self._head + data, 0, fed) - fed
+        before = len(self._head)
+        fed = 0 if self._head == b"\r" else before
+        return self._read_head(self._head + data, 0, fed) - before
 
     def _read_head(self, data: bytes, pos: int, fed: int) -> int:
         """Read a head from `pos` on, of which the parser has `fed` bytes; return where the rest of `data` starts."""
@@ -385,25 +417,33 @@ class Connection(asyncio.Protocol):
             while data.startswith(b"\r\n", pos):  # empty lines before a request are ignored (RFC 9112, 2.2)
                 pos += 2
             if pos == len(data):
+                self._head = b""
+                self._rearm()
                 return pos
+            if data[pos:] == b"\r":  # half of one; not fed, since llhttp takes a CR for a whole one
+                self._keep_head(b"\r", 0)
+                return len(data)
             line = _line(data, pos)
         stop = data.find(b"\r\n\r\n", max(pos, pos + fed - 3) if line is None or fed else line.end() - 2)
         whole = stop >= 0
         stop = stop + 4 if whole else len(data)
         head = data[pos:stop]
 
-        upgrade = invalid = unknown_method = False
+        upgrade = unknown_method = False
+        fault = ""
         try:
             self._parser.feed_data(head[fed:] if fed else head)
         except httptools.HttpParserUpgrade:
             upgrade = True
         except httptools.HttpParserInvalidMethodError:
             unknown_method = True  # or no method at all: the line will tell
-        except httptools.HttpParserError:
-            invalid = True
+        except httptools.HttpParserError as error:
+            fault = str(error)
+            unknown_method = fault.startswith("Invalid method for")  # one of RTSP's, which llhttp knows
 
         if line is None:
-            if invalid or b"\r\n" in head or (unknown_method and not _line_so_far(head)):
+            self._method = b"HEAD" if head.startswith(b"HEAD ") else b""
+            if b"\r\n" in head or (fault and not unknown_method) or (unknown_method and not _line_so_far(head)):
                 self._refuse(server.malformed)
             elif len(head) >= MAX_LINE:
                 self._refuse(server.long_target)
@@ -418,8 +458,8 @@ class Connection(asyncio.Protocol):
             self._form = CLOSE
             self._respond(last=True)
             return stop
-        if invalid:
-            self._refuse(server.malformed)
+        if fault:
+            self._refuse(server.long_body if fault == "Content-Length overflow" else server.malformed)
             return stop
         section = head[line.end() - pos - 2 :]
         if len(section) - 4 > MAX_FIELDS_SIZE or section.count(b"\n") - 2 > MAX_FIELDS:
@@ -429,6 +469,7 @@ class Connection(asyncio.Protocol):
             self._keep_head(head, fed)
             return stop
 
+        first = not self._head
         self._head = b""
         self._body = 0
         expected = False
@@ -447,13 +488,16 @@ class Connection(asyncio.Protocol):
                         return stop
                     self._body = -1
                 elif name == b"content-length":
-                    self._body = int(value)
+                    length = value.rstrip(b" \t").lstrip(b"0")
+                    self._body = int(length or b"0") if len(length) < 9 else MAX_BODY + 1
                     if self._body > MAX_BODY:
                         self._refuse(server.long_body)
                         return stop
                 elif name == b"expect":
                     expected = minor == b"1" and value.rstrip(b" \t") == b"100-continue"
 
+        if minor == b"0" and self._persists:  # llhttp takes `keep-alive, close` for the first
+            self._persists = not _close_too(section.lower())
         if not self._persists or self._method == b"CONNECT" or (upgrade and self._body):
             # After an Upgrade that is not taken, llhttp leaves the body unread; so do we, and close.
             self._form = CLOSE
@@ -463,7 +507,7 @@ class Connection(asyncio.Protocol):
         if self._method == b"HEAD":
             self._form += HEAD
         if self._body:
-            if not fed:
+            if first:
                 self._await_rest()
             self._content = self._raw = 0
             self._complete = False
@@ -520,13 +564,27 @@ class Connection(asyncio.Protocol):
         return True
 
     def _keep_head(self, head: bytes, fed: int) -> None:
-        if not fed:
-            self._await_rest()
+        first = not self._head
         self._head = head
+        if first:
+            self._await_rest()
 
     def _await_rest(self) -> None:
         """Set the deadline by which the request whose first bytes are here must have come."""
-        self.deadline = self.server.loop.time() + self.server.header_timeout
+        self._due = self.server.loop.time() + self.server.header_timeout
+        self._rearm()
+
+    def _rearm(self) -> None:
+        """Set the deadline for what is waited for now."""
+        server = self.server
+        if self.blocked:
+            self.deadline = inf if server.draining else server.idle_deadline
+        elif self.ended and not self._slots and not self._eof:
+            self.deadline = server.loop.time() + LINGER
+        elif self._head or self._body:
+            self.deadline = self._due
+        else:
+            self.deadline = server.idle_deadline
 
     # Answering
 
@@ -548,7 +606,7 @@ class Connection(asyncio.Protocol):
         self._method = b""
         if form % HEAD == CLOSE:
             self.ended = True
-        self.deadline = self.server.idle_deadline
+        self._rearm()
 
     def _refuse(self, answer: Answer) -> None:
         """Give the request that is being read an error for an answer, the connection's last."""
@@ -571,9 +629,9 @@ class Connection(asyncio.Protocol):
         while slots and (answer := slots[0].answer) is not None:
             out.append(answer.wire[slots.popleft().form])
         if out:
-            self.deadline = self.server.idle_deadline
+            self._rearm()
             self._write()
-            if self._unread:
+            if self._paused:
                 self._resume()
 
     def _write(self) -> None:
@@ -591,6 +649,7 @@ class Connection(asyncio.Protocol):
 
     def _pause(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
+            self._paused = True
             self.transport.pause_reading()
 
     def _resume(self) -> None:
@@ -600,6 +659,7 @@ class Connection(asyncio.Protocol):
         if self._unread:
             self.data_received(b"")
         if not self.blocked and not self._unread and not self.transport.is_closing():
+            self._paused = False
             self.transport.resume_reading()
 
     def _end(self) -> None:
@@ -618,22 +678,30 @@ class Connection(asyncio.Protocol):
         if self._eof:
             transport.close()
             return
-        self.deadline = self.server.loop.time() + LINGER
+        self._rearm()
         transport.write_eof()
+        self._paused = False
         transport.resume_reading()
 
     def drain(self) -> None:
         """Have the next answer be the last, and close soon if no request comes."""
         self._known = b""
-        if self._slots and not self._unread:
+        if self._slots and not (self._unread or self._head or self._body):
             self._end()
-        elif not (self._slots or self._unread or self._head or self._body or self.ended):
-            self.deadline = self.server.loop.time() + QUIET / 2
+        else:
+            self._rearm()
 
     def expire(self, now: float) -> None:
         """End what the deadline was set for."""
-        if self.blocked or (self.ended and not self._slots):
+        transport = self.transport
+        if transport is None or transport.is_closing() or self.blocked:
             self.abort()
+        elif self.ended and not self._slots:
+            if transport.get_write_buffer_size() and not self._spared:
+                self._spared = True  # the moment after the last answer begins when that is on its way
+                self.deadline = self.server.idle_deadline
+            else:
+                self.abort()
         elif self._slots:
             self.deadline = now + self.server.idle_timeout  # the store has its own deadline
         elif self._head or self._body:
@@ -645,6 +713,8 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once; what is not written is lost."""
+        self._end()
+        self._slots.clear()
         if self.transport is not None:
             self.transport.abort()
 

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import re
 import signal
 import socket
@@ -30,6 +31,7 @@ import reporter
 import settings
 
 PATH = b"/api/verve/accept"
+HANDSHAKE = 0.05  # seconds that a TCP handshake under way is given to end when the door closes
 BACKLOG = 4096  # connections the kernel keeps while the loop is busy; it takes net.core.somaxconn if that is less
 
 log = logging.getLogger("verve")
@@ -121,22 +123,32 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def close_door(sock: socket.socket) -> list[socket.socket]:
-    """Let no new connection begin, and return those that the kernel holds for us.
+def refuse_new(sock: socket.socket) -> None:
+    """Have the kernel drop the SYNs that come to a listening socket, so that no new connection begins.
 
-    A listening socket that is closed resets the connections it has not handed over, whose clients may have sent
-    a request. So a packet filter first turns every new packet away (SO_ATTACH_FILTER with the one instruction
-    "accept 0 bytes"; a client tries its SYN again after a second, and is refused then), and the queue is emptied.
+    A listening socket that is closed resets the connections it has not handed over, whose clients may have sent a
+    request. With this before it, a short wait for the handshakes under way, and the queue emptied, none is left to
+    be reset. A client whose SYN is dropped tries again after a second, and is refused. Where there are no socket
+    filters, as there are in Linux, nothing is done.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, 0
-        so_attach_filter = 26  # Linux, asm-generic/socket.h
-        sock.setsockopt(socket.SOL_SOCKET, so_attach_filter, struct.pack("HL", 1, ctypes.addressof(program)))
-    held = []
+    program = ctypes.create_string_buffer(
+        struct.pack("HBBI", 0x30, 0, 0, 13)  # load the byte of the TCP header that has the flags
+        + struct.pack("HBBI", 0x45, 0, 1, 0x02)  # is SYN set?
+        + struct.pack("HBBI", 0x06, 0, 0, 0)  # yes: keep nothing of the packet
+        + struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF)  # no: keep all of it
+    )
+    so_attach_filter = 26  # Linux, asm-generic/socket.h; not in Python's socket module
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, so_attach_filter, struct.pack("HP", 4, ctypes.addressof(program)))
+
+
+def take_queued(sock: socket.socket) -> list[socket.socket]:
+    """Return the connections that the kernel holds for a listening socket."""
+    queued = []
     with contextlib.suppress(OSError):
         while True:
-            held.append(sock.accept()[0])
-    return held
+            queued.append(sock.accept()[0])
+    return queued
 
 
 def url_of(sock: socket.socket) -> str:
@@ -174,8 +186,11 @@ async def serve(config: settings.Settings, sock: socket.socket) -> None:
         timer.result()  # an error of ours; it ends the process rather than leave it counting without reports
 
     log.info("stopping: answering what was taken, for at most %g s", config.drain_timeout)
-    for held in close_door(door):
-        await loop.connect_accepted_socket(server, held)
+    server.start_drain()
+    refuse_new(door)
+    await asyncio.sleep(HANDSHAKE)
+    for queued in take_queued(door):
+        await loop.connect_accepted_socket(server, queued)
     listener.close()
     door.close()
     cut = await server.drain(config.drain_timeout)
@@ -196,8 +211,18 @@ def on_signal(number: int, stop: asyncio.Event) -> None:
     stop.set()
 
 
+def open_standard_streams() -> None:
+    """Open the standard streams that the process was started without, lest a socket take their place."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
 def main() -> int:
     """Run the program; return its exit status."""
+    open_standard_streams()
     config = settings.load()
     try:
         reporter.log_to(config.log_file, config.log_format, config.log_level)
