@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, NamedTuple, Self, TypeVar
 
@@ -191,7 +192,7 @@ def wait_in(file: Path, pattern: str) -> str:
     where not; and it follows the name.
     """
     tail = subprocess.Popen(
-        ["tail", "-n", "+1", "-F", str(file)],
+        ["tail", "-n", "+1", "-s", "0.1", "-F", str(file)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -223,7 +224,7 @@ class Client:
 
     def __init__(self, address: Address) -> None:
         self.socket = socket.create_connection(address, DEADLINE)
-        self._read = self.socket.makefile("rb")
+        self._read: BufferedReader = self.socket.makefile("rb")
 
     def __enter__(self) -> Self:
         return self
@@ -247,6 +248,13 @@ class Client:
         """Send one request and read its response."""
         self.send(request)
         return self._receive(head)
+
+    def receive_all(self) -> list[Response]:
+        """Read responses until the peer shuts its side."""
+        found = []
+        while self._read.peek(1):
+            found.append(self._receive(head=False))
+        return found
 
     def rest(self) -> bytes:
         """Read until the peer shuts its side. Raises ConnectionResetError if it does so by force."""

@@ -667,18 +667,25 @@ def test_limit_over_a_socket(case: str) -> None:
         assert statuses(wire.talk(request))[0] == status
 
 
+ENDLESS = {  # what never comes to its end, and how that is refused
+    "method": (b"X" * 70_000, 414),
+    "target": (b"GET /" + b"x" * 70_000, 414),
+    "fields": (START + b"\r\n" + b"X: y\r\n" * 9000, 431),
+    "name": (get()[:-2] + b"x" * 40_000, 431),
+    "value": (get()[:-2] + b"x: " + b"y" * 40_000, 431),
+    "extension": (chunked(b"1;" + b"x" * 70_000), 413),
+    "chunk size": (chunked(b"0" * 70_000), 413),
+    "name in trailers": (chunked(b"0\r\n" + b"x" * 70_000), 413),
+    "trailers": (chunked(b"0\r\n" + b"X: y\r\n" * 9000), 413),
+}
+
+
 @pytest.mark.parametrize("size", [10_000_000, 10], ids=["whole", "in tens"])
-@pytest.mark.parametrize("name", [b"x" * 40_000, b"x: " + b"y" * 40_000], ids=["name", "value"])
-def test_endless_pieces_are_refused_before_they_end(memory: Memory, name: bytes, size: int) -> None:
-    fields = HOST + b"Transfer-Encoding: chunked\r\n"
-    for stream in (
-        get(7, HOST)[:-2] + name,
-        get(7, fields) + b"1;" + name[:2] + name,
-        get(7, fields) + b"0\r\n" + name,
-    ):
-        (reply,) = replies(memory.talk(*cut(stream, size), finish=False))
-        assert reply.status in (400, 413, 431)
-        assert reply.closes
+@pytest.mark.parametrize("case", ENDLESS)
+def test_endless_pieces_are_refused_before_they_end(memory: Memory, case: str, size: int) -> None:
+    stream, status = ENDLESS[case]
+    (reply,) = replies(memory.talk(*cut(stream, size), finish=False))
+    assert (reply.status, reply.closes) == (status, True)
 
 
 @pytest.mark.parametrize("length", [8193, 8300, 20_000])
@@ -890,6 +897,15 @@ def test_last_request(wire: Memory | Socket, case: str) -> None:
         *_, reply = replies(wire.talk(stream, finish=False))
         assert (reply.status, reply.closes) == (200, True)
     assert wire.store.added == [7, 1, 7]
+
+
+@pytest.mark.parametrize("size", [10_000, 1])
+def test_a_body_behind_an_upgrade_is_never_a_request(memory: Memory, size: int) -> None:
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    for framing in (b"Content-Length: %d\r\n" % len(NEXT), b"Transfer-Encoding: chunked\r\n"):
+        first, *_ = replies(memory.talk(*cut(framed(upgrade + framing, NEXT), size)))
+        assert first.status == 200
+    assert memory.store.added == [7, 7]
 
 
 def test_connect_is_never_a_tunnel(memory: Memory) -> None:
@@ -1308,6 +1324,16 @@ def test_a_slow_request_is_408(memory: Memory, part: str, drip: bool) -> None:
     assert set(memory.store.added) <= {1}
 
 
+def test_head_and_body_have_one_deadline(memory: Memory) -> None:
+    peer = memory.connect()
+    request = framed(b"Content-Length: 9\r\n", b"hello")
+    peer.send(request[:20])
+    memory.advance(9)
+    peer.send(request[20:])
+    memory.advance(3)
+    assert statuses(peer.sent) == [408]
+
+
 def test_408_to_head_has_no_body(memory: Memory) -> None:
     peer = memory.connect()
     peer.send(get(method=b"HEAD")[:-2])
@@ -1541,7 +1567,7 @@ def test_drain_gives_an_idle_connection_one_more_answer(memory: Memory, before: 
         memory.advance(0.1)
         peer.send(request)
         (reply,) = replies(peer.sent[old:])
-        assert reply.closes
+        assert (reply.closes, bool(reply.body)) == (True, not request.startswith(b"HEAD"))
         peer.send(last)
         memory.advance()
         assert replies(peer.sent)[-1] == reply

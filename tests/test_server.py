@@ -25,6 +25,8 @@ from support import PATH, Client, Program, accept, get, verve
 COUNT = re.compile(r"unique ids in (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ): (\d+)( \(not final\b.*\))?$")
 TEXT_LINE = re.compile(r"\S+ (?:DEBUG|INFO|WARNING|ERROR) [a-z.]+: [ -~]+")
 
+DAY = ("--window", "86400")  # for tests that send an id twice, lest a window end between
+
 QUIET = 0.3  # seconds; after a pause this long a stopping server may well have closed an idle connection
 
 
@@ -92,7 +94,7 @@ def test_the_first_line_tells_address_store_window_and_sinks() -> None:
 
 def test_requests_are_answered_as_the_contract_says() -> None:
     curl = ("User-Agent: curl/8.5.0", "Accept: */*")
-    with verve() as program, Client(program.address) as client:
+    with verve(*DAY) as program, Client(program.address) as client:
         answer = client.ask(accept(7, *curl))
         assert (answer.status, answer.body) == (200, b"ok")
         assert answer.fields["content-type"] == "text/plain; charset=utf-8"
@@ -130,7 +132,7 @@ def test_requests_are_answered_as_the_contract_says() -> None:
         assert_partial(program, 5)  # 7, -5, 9 and the ends of 64 bits
 
 
-@pytest.mark.parametrize("seconds", [1, 7, 60, 3600, 86400])
+@pytest.mark.parametrize("seconds", [7, 60, 86400])
 def test_windows_are_named_by_their_aligned_start(seconds: int) -> None:
     before = time.time()
     with verve("--window", str(seconds)) as program:
@@ -173,22 +175,17 @@ def test_help() -> None:
     assert "--max-connections" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "flags", [("--windows", "60"), ("--window", "0"), ("--port", "65536"), ("--log-level", "loud"), ("--workers", "2")]
-)
+@pytest.mark.parametrize("flags", [("--windows", "60"), ("--window", "0"), ("--workers", "2")])
 def test_a_bad_flag_is_named_in_one_line(flags: tuple[str, ...]) -> None:
     assert flags[0] in failed_to_start(support.run(*flags), 2)
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_port_that_is_taken(tmp_path: Path, log_format: str) -> None:
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        line = failed_to_start(support.run("--port", port, "--log-format", log_format), 1)
-        assert "in use" in line
+        assert "in use" in failed_to_start(support.run("--port", port, "--log-format", "json"), 1)
         # The same when the log goes to a file: whoever started it looks at the terminal.
-        line = failed_to_start(support.run("--port", port, "--log-file", str(tmp_path / "log")), 1)
-        assert "in use" in line
+        assert "in use" in failed_to_start(support.run("--port", port, "--log-file", str(tmp_path / "log")), 1)
 
 
 def test_two_servers_do_not_share_a_port() -> None:
@@ -216,7 +213,7 @@ def test_a_log_file_that_cannot_be_written(tmp_path: Path) -> None:
 def test_windows_of_a_second() -> None:
     with verve("--window", "1") as program, Client(program.address) as client:
         sent = 0
-        while len(counts(program.log.all)) < 3:  # over the edges, one request after the other
+        while len(counts(program.log.all)) < 2:  # over the edges, one request after the other
             assert client.ask(accept(-1000 + sent)).body == b"ok"
             sent += 1
         program.log.wait_for(r"unique ids in \S+: 0$", start=len(program.log.all))
@@ -338,7 +335,7 @@ def test_keep_alive_of_http_1_0_as_ab_asks_for_it() -> None:
 
 @pytest.mark.skipif(shutil.which("ab") is None, reason="ab is not installed; the test above does the same")
 def test_ab() -> None:
-    with verve() as program:
+    with verve(*DAY) as program:
         for flags in (["-k"], []):
             result = subprocess.run(
                 ["ab", *flags, "-q", "-c", "8", "-n", "2000", f"{program.url}{PATH}?id=1"],
@@ -449,7 +446,6 @@ class Load:
         (signal.SIGTERM, 2500, 1, 0),
         (signal.SIGTERM, 3300, 1, 0),
         (signal.SIGTERM, 4100, 1, 4),
-        (signal.SIGINT, 1000, 60, 0),
         (signal.SIGINT, 3000, 1, 0),
     ],
 )
@@ -486,12 +482,12 @@ def test_connections_that_the_kernel_holds_are_answered() -> None:
         assert_partial(program, 60)
 
 
-@pytest.mark.parametrize("attempt", range(3))
-def test_a_lone_connection_that_the_kernel_holds_is_answered(attempt: int) -> None:
+@pytest.mark.parametrize("fields", [(), ("Connection: close",)])
+def test_a_lone_connection_that_the_kernel_holds_is_answered(fields: tuple[str, ...]) -> None:
     with verve() as program:
         program.freeze()
         with Client(program.address) as client:
-            client.send(accept(attempt))
+            client.send(accept(1, *fields))
             program.send(signal.SIGTERM)
             program.thaw()
             assert client.receive()[0].body == b"ok"
@@ -502,40 +498,63 @@ def test_a_lone_connection_that_the_kernel_holds_is_answered(attempt: int) -> No
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_DEFER_ACCEPT"), reason="needs a way to hold back a handshake's end")
 def test_a_handshake_under_way_is_not_reset() -> None:
-    """To the client it is a connection, once the server's SYN-ACK is there; its own ACK may come with the request.
+    """To a client far away it is a connection as soon as the SYN-ACK is there; its own ACK arrives later.
 
-    So Linux does it for a client that asks to. Over a network every handshake takes such a moment.
+    A Linux client that asks for it sends that ACK with the request, so here it can be sent as late as over a network.
     """
-    for _ in range(10):
-        with verve() as program, socket.socket() as late, socket.socket() as probe:
-            late.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
-            late.connect(program.address)
-            sent = time.monotonic()
-            program.send(signal.SIGTERM)
-            program.log.wait_for("stopping")
-            probe.settimeout(0.005)
-            with contextlib.suppress(OSError):
-                probe.connect(program.address)  # to find the door closed
-            with contextlib.suppress(ConnectionError):
-                late.sendall(accept(1))
-            if time.monotonic() - sent > 0.03:
-                continue  # this machine was too busy: the server may have given up waiting
-            late.settimeout(support.DEADLINE)
-            assert late.recv(1000).startswith(b"HTTP/1.1 200 ")
-            late.close()
-            assert program.wait() == 0
-            assert_partial(program, 1)
-            return
-    pytest.fail("this machine is too busy to tell")
+    trip = 0.01  # seconds
+    lost: list[str] = []
+    counted: set[int] = set()
+
+    async def ask(number: int, address: support.Address) -> bool:
+        """Send a request a while after the connection is there; return whether it was refused."""
+        loop = asyncio.get_running_loop()
+        with socket.socket() as far:
+            far.setblocking(False)
+            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+            try:
+                await loop.sock_connect(far, address)
+            except ConnectionRefusedError:
+                return True
+            connected = loop.time()
+            await asyncio.sleep(trip)
+            took = loop.time() - connected
+            try:
+                await loop.sock_sendall(far, accept(number))
+                if (await loop.sock_recv(far, 1000)).startswith(b"HTTP/1.1 200 "):
+                    counted.add(number)
+                    return False
+                lost.append("closed")
+            except ConnectionError as error:
+                lost.append(repr(error))
+            if took > 4 * trip:
+                lost.pop()  # this machine was too busy, and the server may have given up waiting
+        return False
+
+    async def main(program: Program) -> None:
+        asking: list[asyncio.Task[bool]] = []
+        async with asyncio.timeout(support.DEADLINE):
+            while not any(task.done() and task.result() for task in asking):
+                asking.append(asyncio.create_task(ask(len(asking), program.address)))
+                if len(asking) == 50:
+                    program.send(signal.SIGTERM)
+                await asyncio.sleep(trip / 5)
+            await asyncio.gather(*asking)
+
+    with verve() as program:
+        asyncio.run(main(program))
+        assert program.wait() == 0
+        assert lost == []
+        assert len(counted) >= 40
+        assert_partial(program, len(counted))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_open_request_may_end_and_no_new_connection_begins(number: signal.Signals) -> None:
+def test_an_open_request_may_end_and_no_new_connection_begins() -> None:
     request = accept(5)
-    with verve("--drain-timeout", "20") as program, Client(program.address) as client:
+    with verve(*DAY, "--drain-timeout", "20") as program, Client(program.address) as client:
         client.send(accept(4), request[:30])
         client.receive()
-        program.send(number)
+        program.send(signal.SIGTERM)
         program.log.wait_for("stopping")
         # One that is established as the door closes is still answered; the next is refused.
         for _ in range(3):
@@ -578,7 +597,7 @@ def test_an_idle_connection_gets_one_more_answer(number: signal.Signals) -> None
 
 
 def test_idle_connections_are_closed_and_not_cut() -> None:
-    with verve("--drain-timeout", "20") as program, contextlib.ExitStack() as stack:
+    with verve(*DAY, "--drain-timeout", "20") as program, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(program.address)) for _ in range(6)]
         for client in clients[:3]:
             assert client.ask(accept(1)).status == 200
@@ -608,12 +627,11 @@ def test_a_client_that_reads_late_gets_an_answer_for_what_was_counted() -> None:
         program.thaw()
         program.log.wait_for("stopping")
         client.send(data[sent : sent + -sent % size])  # the end of the last request
-        answers = client.receive()
-        while not answers[-1].closes:
-            answers += client.receive()
-        assert client.rest() == b""
-        assert {answer.body for answer in answers} == {b"ok"}
+        answers = client.receive_all()
         client.close()
+        assert {answer.body for answer in answers} == {b"ok"}
+        assert not any(answer.closes for answer in answers[:-1])
+        assert answers[-1].closes or len(answers) == -(-sent // size)
         assert program.wait() == 0
         assert_partial(program, len(answers))
 
@@ -626,8 +644,10 @@ def test_a_half_sent_request_does_not_hold_up_the_stop() -> None:
         assert_partial(program, 1)
 
 
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)],
+)
 def test_a_second_signal_ends_it_at_once(first: signal.Signals, second: signal.Signals) -> None:
     with (
         verve("--drain-timeout", "3600", "--header-timeout", "3600") as program,
@@ -678,7 +698,6 @@ def test_no_stderr_at_all(tmp_path: Path) -> None:
     file = tmp_path / "verve.log"
     prefix = ["sh", "-c", 'exec "$@" 2>&-', "sh"]
     with verve("--window", "1", prefix=prefix, log_file=file) as program, Client(program.address) as client:
-        support.wait_in(file, r"unique ids in \S+: 0$")
         assert client.ask(accept(1)).body == b"ok"
         client.close()
         assert program.stop() == 0
@@ -688,7 +707,6 @@ def test_no_stderr_at_all(tmp_path: Path) -> None:
 def test_a_log_file_survives_logrotate(tmp_path: Path) -> None:
     file, old = tmp_path / "verve.log", tmp_path / "verve.log.1"
     with verve("--window", "1", log_file=file) as program, Client(program.address) as client:
-        support.wait_in(file, r"unique ids in \S+: [0-9]+$")
         assert client.ask(accept(1)).status == 200
         support.wait_in(file, r"unique ids in \S+: 1$")
         file.rename(old)

@@ -5,11 +5,13 @@ next timer, which takes a clock along: hours pass in no time, and the wall clock
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import math
 import selectors
 import sys
+import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
@@ -45,19 +47,18 @@ class Clock:
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop; instead of waiting for a timer it moves `clock`, and its own time, to it.
-
-    `late` is what every waking comes too late by, as on a busy machine.
-    """
+    """asyncio's loop; instead of waiting for a timer it moves `clock`, and its own time, to it."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.late = 0.0
+        self.late = 0.0  # seconds by which every waking is late, as on a busy machine
+        self.tick = 0.0  # seconds that go by from one look at the time to the next
         self.naps: list[float] = []  # how long it waited each time
         self._elapsed = 0.0
         super().__init__(_Timeless(self))
 
     def time(self) -> float:
+        self._elapsed += self.tick
         return self._elapsed
 
     def jump(self, seconds: float) -> None:
@@ -91,8 +92,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def loop(clock: Clock) -> Iterator[VirtualLoop]:
+def loop(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualLoop]:
     virtual = VirtualLoop(clock)
+    monkeypatch.setattr(time, "monotonic", virtual.time)
     yield virtual
     virtual.close()
 
@@ -150,6 +152,14 @@ def test_ids_with_a_common_factor_are_told_apart(minute: Rolling, factor: int) -
     assert set(minute.add(*range(0, 20_000 * factor, factor))) == {NEW}
     assert minute.store.count == 20_000
     assert set(minute.add(*range(0, 20_000 * factor, factor))) == {DUPLICATE}
+
+
+@pytest.mark.parametrize("factor", [1, 2, 1000, 1021, 2**20, 2**32, -1021, -(2**32)])
+def test_ids_with_a_common_factor_do_not_crowd_into_one_set(minute: Rolling, factor: int) -> None:
+    """A set of millions stalls the process when it grows and when it is freed."""
+    minute.add(*range(0, 50_000 * factor, factor))
+    shards = minute.store._ids.shards
+    assert max(map(len, shards)) <= 10 * 50_000 / len(shards)
 
 
 def test_max_ids_is_a_limit_of_one_window(clock: Clock, loop: VirtualLoop) -> None:
@@ -327,7 +337,7 @@ class Model(RuleBasedStateMachine):
         self.loop.close()
 
 
-Model.TestCase.settings = hypothesis.settings(deadline=None, max_examples=60, stateful_step_count=30)
+Model.TestCase.settings = hypothesis.settings(deadline=None, max_examples=40, stateful_step_count=30)
 TestModel = Model.TestCase
 
 
@@ -349,9 +359,9 @@ def test_a_closed_window_is_freed_little_by_little_and_wholly(minute: Rolling) -
     biggest = max(len(shard) for shard in store._ids.shards)
     assert biggest <= 5_000 * 100_000 / 5_000_000  # ids of a set, at 5 million a window
     minute.clock.now = T + 60
+    loop.tick = 0.0001  # so that freeing takes time
     assert minute.roll() == [(T, 100_000)]
-    before = alive(sets)
-    assert before > 0.9 * len(sets)
+    assert alive(sets) > 0.9 * len(sets)
     assert minute.add(*range(100)) == [NEW] * 100  # which are in sets of their own
     loop.naps.clear()
     steps = 0
@@ -435,14 +445,17 @@ def test_the_timer_tells_each_window_as_it_ends(timer: Timer) -> None:
     assert len(timer.loop.naps) < 10 * 240  # it sleeps, and does not poll
 
 
-@pytest.mark.parametrize("seconds", [1, 7, 60, 86400])
-def test_no_error_adds_up(clock: Clock, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+@pytest.mark.parametrize(("seconds", "windows"), [(1, 300), (7, 100), (60, 50), (86400, 1)])
+def test_no_error_adds_up(
+    clock: Clock, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch, seconds: int, windows: int
+) -> None:
     """Every waking is late; after many windows the last one still ends at its edge."""
+    first = T // seconds * seconds
+    clock.now = first + seconds - 0.75
     timer = Timer(Rolling(clock, loop, seconds), monkeypatch)
     loop.late = 0.013
-    loop.run(asyncio.sleep(0))
-    timer.run((min(300 * seconds, 180_000), nothing))
-    timer.assert_contiguous()
+    timer.run((1 + seconds * (windows - 1), nothing))
+    assert timer.told == [(first + seconds * number, 0) for number in range(windows)]
     for (start, _), when in zip(timer.told, timer.when, strict=True):
         assert 0 <= when - (start + seconds) < 0.1
 
@@ -455,9 +468,9 @@ def test_a_clock_set_back_under_the_timer(timer: Timer) -> None:
 
         return step
 
-    timer.run((60.5, back(1)), (65.25, back(3600)), (3720, back(86400)), (3 * 86400, nothing))
+    timer.run((60.5, back(1)), (65.25, back(3600)), (3720, nothing))
     timer.assert_contiguous()
-    assert sum(count for _, count in timer.told) == 3
+    assert sum(count for _, count in timer.told) == 2
     assert timer.rolling.store.window <= timer.clock.now < timer.rolling.store.window + 60
 
 
@@ -484,20 +497,26 @@ def test_other_things_have_their_turn_while_thousands_of_windows_are_told(
     clock: Clock, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timer = Timer(Rolling(clock, loop, 1), monkeypatch)
-    turns: list[int] = []
+    seen: list[int] = []  # windows told, whenever something else has a turn
 
-    def again() -> None:
-        if turns[-1:] != [86401] and len(turns) < 100_000:
-            turns.append(len(timer.told))
-            loop.call_soon(again)
+    def look() -> None:
+        seen.append(len(timer.told))
+        if seen[-1] < 86400:
+            loop.call_soon(look)
+
+    def tell(start: int, count: int) -> None:
+        if not timer.told:
+            loop.call_soon(look)
+        timer.tell(start, count)
 
     def forward() -> None:
         clock.now += 86400
-        timer.rolling.add(1)
 
-    timer.run((0.5, forward), (0.6, again), (0.001, nothing), (0.5, nothing))
-    timer.assert_contiguous()
-    assert len(timer.told) > 86400
+    monkeypatch.setattr(reporter, "tell", tell)
+    timer.run((0.5, forward), (1.1, nothing))
+    assert timer.told == [(start, 0) for start in range(T, T + 86401)]
+    assert seen[-1] >= 86400
+    assert max(after - before for before, after in itertools.pairwise([0, *seen])) <= 1000
 
 
 def test_windows_already_told_are_not_told_again_by_the_last_roll(timer: Timer) -> None:
@@ -547,9 +566,9 @@ def test_a_count_as_text(root_logger: logging.Logger, tmp_path: Path) -> None:
     assert lines[0].endswith(" INFO verve.reporter: unique ids in 2026-11-22T06:31:00Z: 12345")
     assert lines[1].endswith(" INFO verve.reporter: unique ids in 2026-11-22T06:32:00Z: 0")
     assert " INFO verve.reporter: unique ids in 2026-11-22T06:33:00Z: 7 (not final" in lines[2]
-    time = datetime.fromisoformat(lines[0].split()[0])
-    assert time.utcoffset() == UTC.utcoffset(None)
-    assert abs((datetime.now(UTC) - time).total_seconds()) < 60
+    stamp = datetime.fromisoformat(lines[0].split()[0])
+    assert stamp.utcoffset() == UTC.utcoffset(None)
+    assert abs((datetime.now(UTC) - stamp).total_seconds()) < 60
 
 
 def test_a_count_as_json(root_logger: logging.Logger, tmp_path: Path) -> None:
@@ -624,9 +643,7 @@ def test_a_json_record_is_one_line_of_ascii_whatever_it_says(message: str, logge
     assert (line["message"], line["logger"], line["window"], line["count"]) == (message, logger, value, 2**64)
 
 
-@pytest.mark.parametrize(
-    "message", ["two\nlines", "\r\n\x1b[31m\x00", "größer als ½", "\u2028\u2029\x85", "\ud800", '"']
-)
+@pytest.mark.parametrize("message", ["two\nlines", "\r\n\x1b[31m\x00", "größer als ½", "\u2028\x85", "\ud800", '"'])
 def test_what_would_break_a_line(message: str) -> None:
     assert json.loads(reporter.JsonFormatter().format(record("%s", message)))["message"] == message
 
