@@ -157,7 +157,7 @@ def test_ipv6() -> None:
             assert client.ask(accept(1)).body == b"ok"
 
 
-def test_every_flag_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_is_read_and_a_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = support.environment()
     monkeypatch.setattr(support, "environment", lambda: {**kept, "VERVE_WINDOW": "86400", "VERVE_LOG_FORMAT": "json"})
     with verve("--log-format", "text") as program:
