@@ -1,36 +1,89 @@
-"""Windows of time, and the set of distinct ids seen in each.
+"""Windows of time, and the set of distinct ids seen in each: in this process, or in Redis for a whole fleet.
 
 A window is named by its start, Unix seconds, a multiple of its length: all processes that agree on the time and
 the length agree on the windows. Exactly one is open. `add` puts an id into it; `roll`, called by the timer at the
 end of each window, closes it and opens the one that the clock stands in. The ids that come after the edge and
-before the timer runs are counted in the old window: what is open decides, and a window is closed in one step
-between two requests, so no id falls between count and reset.
+before the timer runs are counted in the old window: what is open decides.
 
-The clock is the wall clock, looked at by `roll` alone. Set back, it finds the open window not over: that goes on
-until the clock has passed its end, so that no window is repeated. Set forward, or after a suspension, the windows
-that were slept through are closed too, empty, in order: none is skipped.
+A clock that is set back finds the open window not over: it stays open until the clock has passed its end, so no
+window is repeated. Set forward, or after a suspension, the windows slept through are closed too, empty, in order:
+none is skipped.
 
-The ids are kept in SHARDS small sets and not in one: a set that grows is copied, and one of five million ids
-stalls its process for a third of a second when it does, and again when it is freed. The shard is the remainder by
-a prime, so that ids with a common factor, as generators make them, spread as well as random ones. A closed
-window's sets are freed a few at a time, between requests.
+Ids are kept in SHARDS small sets and not in one: a set that grows is copied, and one of five million ids stalls
+its process for a third of a second when it does, and again when it is freed. The shard is the remainder by a
+prime, so that ids with a common factor, as generators make them, spread as well as random ones. A closed window's
+sets are freed a few at a time, between requests.
+
+In Redis a window is one set. Its life, and what keeps each id in exactly one window:
+
+- Opened by the first batch that anyone stores in it: OPEN puts it into the index before its ids come, so a window
+  that holds ids is always found again, even if everybody dies. A window not newer than the newest report can't be
+  opened; OPEN closes its key instead.
+- Filled by batches. Ids wait until the link is free; then all that wait go out as one `SADD` and one round trip
+  (group commit: no delay when idle, large batches under load). `ok` is said when Redis has said it.
+- Closed by ROLL, one script: count the set, add the report to the stream with the window's start as the entry's
+  id, and put a string in the set's place. A batch that comes too late then fails with WRONGTYPE, having stored
+  nothing, and is stored in the open window instead. So `SADD` alone is as safe as a transaction that looks at a
+  mark first, and no closed count changes.
+- Whoever rolls first closes. ROLL goes by Redis's own clock, and closes everything in the index that is over,
+  oldest first, along with the empty windows that its caller lived through: so reports come in order, whatever
+  the others do, and after an outage of the whole fleet the windows that hold ids are reported by the first
+  instance that is back. Windows that nobody lived through and that hold nothing are not reported. An empty window
+  that only an instance cut off from Redis lived through is not, either, once the others have reported a newer one.
+- A Redis that has lost its data closes nothing for SETTLE seconds, so that every instance can bring back what it has.
+- The string and the sets expire after KEEP, the last resort; a process does not store in a window that is over by
+  its own clock, so it can't open a forgotten one again.
+
+An id stored by this process is kept in its own sets too, until its window is reported. A duplicate of it needs no
+trip; and after every reconnect all of them are stored again before new ids are taken, so a Redis that comes back
+empty has lost nothing that a living instance acknowledged.
+
+The link to Redis is one connection and one task. When it fails, or does not answer in time, everything that waits
+is told so; what was under way is not sent again, since it may have been stored. Until it is back, after 50 ms to
+1 s each try, `add` says DOWN at once.
 """
 
 import asyncio
+import contextlib
 import gc
+import logging
+import random
 import time
-from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import redis
+import redis.asyncio
 
 # What became of an id.
 NEW: Final = 0  # stored, for the first time in its window
 DUPLICATE: Final = 1  # it was there
-FULL: Final = 2  # not stored: the process holds --max-ids
+STORED: Final = 2  # one of the two
+FULL: Final = 3  # not stored: the process holds --max-ids
+BUSY: Final = 4  # not stored: MAX_WAITING ids wait for Redis
+DOWN: Final = 5  # not stored: there is no Redis
+LOST: Final = 6  # Redis did not answer in time, or the link broke: stored or not
+REFUSED: Final = 7  # not stored: Redis answered with an error
 
-SHARDS = 1021  # at 5 million ids, 5,000 a set: copied in well under a millisecond
+# A prime that nobody can aim at; at 5 million ids some 3,000 to 5,000 a set, copied in well under a millisecond.
+SHARDS: Final = random.choice([n for n in range(1000, 1700) if all(n % d for d in range(2, 42))])  # noqa: S311
 FREE_FOR = 0.0005  # seconds at a time that freeing may take
 FREE_EVERY = 0.003  # seconds from one time to the next; some 2 million ids are freed in a second
 
+MAX_WAITING = 50_000  # ids that may wait for Redis in one process: half a second's worth
+MAX_BATCH = 10_000  # ids in one round trip: some 5 ms of Redis's time
+REPLAY_CHUNK = 1_000  # ids in one SADD of a replay
+ROLL_LIMIT = 100  # windows closed by one call of ROLL: some 2 ms of Redis's time
+REPORTS = 10_080  # entries kept in the stream: a week of minutes
+KEEP = 2 * 86_400  # seconds after which Redis may forget a window's keys, two windows at least
+SETTLE = 1.5  # seconds after a loss of data in which nothing is closed: longer than any instance takes to be back
+RETRY = (0.05, 1.0)  # seconds between attempts to connect, doubling from the first to the second
+ALIVE_EVERY = 1.0  # seconds after which an idle link is tried
+
+log = logging.getLogger("verve.store")
+
+Command = tuple[str, ...]
 Done = Callable[[int], None]  # takes what became of an id, once
 
 
@@ -40,6 +93,7 @@ class Store(Protocol):
     window: int  # start of the open window, Unix seconds
     seconds: int  # length of a window
     count: int  # ids in the open window, as far as this process knows
+    place: str  # where the ids are, in words
 
     def add(self, number: int, later: Callable[[], Done]) -> int | None:
         """Put an id into the open window. Return what became of it, or None if that will be told to `later()`."""
@@ -47,8 +101,14 @@ class Store(Protocol):
     def remaining(self) -> float:
         """Return the seconds until `roll` has something to do; less than 0 if it has."""
 
-    def roll(self) -> Iterator[tuple[int, int]]:
-        """Close what is over and open the window of now; yield start and count of each closed one, oldest first."""
+    async def roll(self) -> Iterable[tuple[int, int]]:
+        """Close what is over and open the window of now; return start and count of each closed one, oldest first."""
+
+    async def start(self, timeout: float) -> None:
+        """Wait until ids can be taken, for at most `timeout` seconds."""
+
+    async def failure(self) -> None:
+        """Return never; raise StoreError when the store turns out to be of no use."""
 
     async def stop(self) -> None:
         """Settle what waits and let go of the store."""
@@ -66,7 +126,7 @@ class Ids:
     def free(self, loop: asyncio.AbstractEventLoop) -> None:
         """Free the ids, a few sets at a time."""
         shards = self.shards
-        until = loop.time() + FREE_FOR
+        until = time.monotonic() + FREE_FOR
         while shards:
             shards.pop()
             if time.monotonic() > until:
@@ -76,6 +136,8 @@ class Ids:
 
 class MemoryStore:
     """Counts in this process alone."""
+
+    place = "memory"
 
     def __init__(self, seconds: int, max_ids: int, clock: Callable[[], float] = time.time) -> None:
         self.seconds = seconds
@@ -100,11 +162,11 @@ class MemoryStore:
         """Return the seconds until the open window is over; negative if it is."""
         return self.window + self.seconds - self._clock()
 
-    def roll(self) -> Iterator[tuple[int, int]]:
-        """Close the open window if it is over, and open the one of now. Yield what was closed."""
+    async def roll(self) -> Iterable[tuple[int, int]]:
+        """Close the open window if it is over, and open the one of now. Return what was closed."""
         start = self._start(self._clock())
         if start <= self.window:
-            return iter(())
+            return ()
         closed, count = self.window, self.count
         ids = self._ids
         self.window, self.count, self._ids = start, 0, Ids()
@@ -116,8 +178,551 @@ class MemoryStore:
         for empty in range(window + self.seconds, end, self.seconds):
             yield empty, 0
 
+    async def start(self, timeout: float) -> None:
+        """Nothing is waited for."""
+
+    async def failure(self) -> None:
+        """Return never."""
+        await asyncio.get_running_loop().create_future()
+
     async def stop(self) -> None:
         """Nothing waits."""
 
     def _start(self, now: float) -> int:
         return int(now // self.seconds) * self.seconds
+
+
+class StoreError(Exception):
+    """The store can't be used as it is, and no waiting will help; says what to do."""
+
+
+# Both scripts see windows as the index has them: a sorted set of members "NAME SECONDS" by start. `last` is the
+# start of the newest report there ever was, whether it still stands in the stream or not.
+_NEWEST = """
+local last = -1
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  local info = redis.call('XINFO', 'STREAM', KEYS[2])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      last = math.floor(tonumber(string.match(info[i + 1], '^%d+')) / 1000)
+    end
+  end
+end
+"""
+
+# KEYS: index, stream, set of the window. ARGV: start, member, keep.
+OPEN = (
+    _NEWEST
+    + """
+if tonumber(ARGV[1]) > last then
+  redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
+  redis.call('EXPIRE', KEYS[1], ARGV[3])
+elseif redis.call('EXISTS', KEYS[3]) == 0 then
+  redis.call('SET', KEYS[3], 'closed', 'EX', ARGV[3])
+end
+return 1
+"""
+)
+
+# KEYS: index, stream, length of a window, settling. ARGV: prefix, length, keep, limit, entries to keep, the first
+# window that may not have been reported, then pairs of start and member: windows that the caller lived through.
+# Returns Redis's time, the open window's start, how many windows are still to be closed now, the start of the newest
+# that was reported before, and whether Redis settles after a loss of data, so that nothing is closed yet.
+ROLL = (
+    _NEWEST
+    + """
+local length = tonumber(ARGV[2])
+local other = redis.call('GET', KEYS[3])
+if other and other ~= ARGV[2] then
+  return redis.error_reply('WINDOW ' .. other)
+end
+redis.call('EXPIRE', KEYS[3], 1)  -- a write that is allowed when memory is full, and allows the others
+redis.call('SET', KEYS[3], ARGV[2], 'EX', 2 * length + 60)
+local time = redis.call('TIME')
+local now = tonumber(time[1])
+local exactly = now + tonumber(time[2]) / 1e6
+if not other then
+  redis.call('SET', KEYS[4], string.format('%.6f', exactly + SETTLE), 'EX', 60)
+end
+local settling = tonumber(redis.call('GET', KEYS[4]) or 0) > exactly and 1 or 0
+if settling == 1 and tonumber(ARGV[6]) - 1 > last then
+  -- The stream is new, and has forgotten what was reported before.
+  if last < 0 then
+    redis.call('XGROUP', 'CREATE', KEYS[2], 'verve', '$', 'MKSTREAM')
+    redis.call('XGROUP', 'DESTROY', KEYS[2], 'verve')
+  end
+  last = tonumber(ARGV[6]) - 1
+  redis.call('XSETID', KEYS[2], string.format('%d', last) .. '000-0')
+end
+local open = math.max(now - now % length, (math.floor(last / length) + 1) * length)
+for i = 7, #ARGV, 2 do
+  local start = tonumber(ARGV[i])
+  if start > last and start < open then
+    redis.call('ZADD', KEYS[1], start, ARGV[i + 1])
+  end
+end
+local before = last
+local over = {}
+if settling == 0 then
+  over = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. open, 'WITHSCORES', 'LIMIT', 0, ARGV[4])
+end
+for i = 1, #over, 2 do
+  local name, seconds = string.match(over[i], '^(%S+) (%d+)$')
+  local start = over[i + 1]
+  local key = ARGV[1] .. ':{' .. start .. '}:ids'
+  local kind = redis.call('TYPE', key).ok
+  if tonumber(start) > last then
+    local count = kind == 'set' and redis.call('SCARD', key) or 0
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], start .. '000-0',
+      'window', name, 'seconds', seconds, 'count', count)
+    last = tonumber(start)
+  end
+  if kind == 'set' then
+    redis.call('UNLINK', key)
+  end
+  if kind == 'set' or kind == 'none' then
+    redis.call('SET', key, 'closed', 'EX', ARGV[3])
+  end
+  redis.call('ZREM', KEYS[1], over[i])
+end
+local left = redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. open)
+left = settling == 1 and 0 or left
+return {time[1], time[2], string.format('%d', open), left, string.format('%d', before), settling}
+"""
+).replace("SETTLE", str(SETTLE))
+
+# What an error that Redis answers with means, and what to do.
+ADVICE = {
+    "OOM": "Redis is out of memory: raise its maxmemory, or count shorter windows",
+    "MISCONF": "Redis can't save its data and takes no writes: see its log and disk",
+    "READONLY": "this Redis is a replica: let --redis-url name the primary",
+    "LOADING": "Redis is loading its data",
+    "NOAUTH": "Redis asks for a password: put it into --redis-url",
+    "WRONGPASS": "Redis does not know this user and password: correct --redis-url",
+    "NOPERM": "the Redis user may not do this: see the README for what it needs",
+    "WRONGTYPE": "keys of this prefix are used for something else: choose another --key-prefix",
+}
+WITH_DEFAULTS = {"host": "localhost", "port": 6379, "db": 0}  # of redis-py's URLs
+LINK_ERRORS = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")  # another connection may be better
+
+
+class RedisStore:
+    """Counts in Redis, together with every process of the same prefix."""
+
+    def __init__(
+        self, url: str, prefix: str, seconds: int, max_ids: int, request_timeout: float, resume: int = 0
+    ) -> None:
+        """Start to connect. `request_timeout` is how long an id may wait for Redis, in seconds.
+
+        `roll` first returns the windows that start at `resume` or later; without it, those that are closed only now.
+        """
+        self.seconds = seconds
+        self.max_ids = max_ids
+        self.timeout = request_timeout
+        self.prefix = prefix
+        self.window = 0  # none until Redis has told its time
+        self.count = 0
+        self.up = False  # the link stands, and ids are taken
+        self.why = ""  # in words, once it is not up
+        self.evicting = ""  # the policy by which Redis may drop ids
+        self.told = 0  # windows that start before this one are told, or not ours to tell
+        self._lived = 0  # the first window that this process lived through and has not seen closed
+        self._resume = resume
+        self._options = redis.asyncio.ConnectionPool.from_url(
+            url,
+            protocol=2,
+            socket_timeout=None,
+            socket_connect_timeout=RETRY[1],
+            max_connections=1,
+        )
+        self.place = place(url)
+        self._loop = asyncio.get_running_loop()
+        self._ids = Ids()
+        self._past: list[tuple[int, Ids]] = []  # windows that are over here and not yet reported, with their ids
+        self._numbers: list[int] = []  # ids that wait, and whom to tell
+        self._dones: list[Done] = []
+        self._since = 0.0  # loop time at which the first of them came
+        self._asked: list[asyncio.Future[None]] = []  # rolls that wait
+        self._reports: list[tuple[int, int]] = []  # start and count of windows that `roll` will return
+        self._wake: asyncio.Future[None] | None = None  # of the link's task, while it has nothing to do
+        self._offset = 0.0  # Redis's time less this process's monotonic time
+        self._opened = False  # OPEN was sent for the window, on this connection
+        self._refused = ""  # the error that batches are refused with, as logged
+        self._stopping = False
+        self._connection: redis.asyncio.Connection
+        self._failed: asyncio.Future[None] = self._loop.create_future()
+        self._ready: asyncio.Future[None] = self._loop.create_future()  # done when it is up for the first time
+        self._task = asyncio.create_task(self._link())
+
+    def add(self, number: int, later: Callable[[], Done]) -> int | None:
+        """Put an id into the open window: DUPLICATE at once if this process stored it, else as Redis answers."""
+        if not self.up:
+            return DOWN
+        if number in self._ids.shards[number % SHARDS]:
+            return DUPLICATE
+        if len(self._numbers) >= MAX_WAITING:
+            return BUSY
+        if not self._numbers:
+            self._since = self._loop.time()
+            if self._wake is not None:
+                self._rouse()
+        self._numbers.append(number)
+        self._dones.append(later())
+        return None
+
+    def now(self) -> float:
+        """Return Redis's time, Unix seconds, as well as this process knows it."""
+        return time.monotonic() + self._offset
+
+    def remaining(self) -> float:
+        """Return the seconds until `roll` has something to do; less than 0 if it has."""
+        if self._reports:
+            return 0
+        if self.up and self.told < self.window:  # Redis found it not over, a moment ago
+            return RETRY[0]
+        return self.window + self.seconds - self.now() if self.window else ALIVE_EVERY
+
+    async def roll(self) -> Iterable[tuple[int, int]]:
+        """Close what is over, here at once and in Redis when the link stands; return what is reported and not told."""
+        if self.window:
+            self._turn()
+        if self.up:
+            asked = self._loop.create_future()
+            self._asked.append(asked)
+            self._rouse()
+            await asked
+        reports, self._reports = self._reports, []
+        return reports
+
+    async def start(self, timeout: float) -> None:
+        """Wait for the link, for at most `timeout` seconds. Raises StoreError if Redis is of no use."""
+        await asyncio.wait([self._ready, self._failed], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            self._failed.result()
+
+    async def failure(self) -> None:
+        """Return never; raise StoreError when Redis turns out to be of no use."""
+        await self._failed
+
+    async def stop(self) -> None:
+        """Settle what waits, as long as the caller has patience, and disconnect."""
+        self._stopping = True
+        self._rouse()
+        if not self.up:
+            self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _turn(self, start: int | None = None) -> None:
+        """Open the window of now, or the one that starts at `start`, in this process, if it is a newer one."""
+        if start is None:
+            start = int(self.now() // self.seconds) * self.seconds
+        if start > self.window:
+            if self.count:
+                self._past.append((self.window, self._ids))
+            self.window, self.count, self._opened = start, 0, False
+            self._ids = Ids()
+
+    # The link
+
+    async def _link(self) -> None:
+        """Keep a connection to Redis, and serve on it, until stopped."""
+        delay = RETRY[0]
+        while not self._stopping:
+            self._connection = self._options.make_connection()  # type: ignore[no-untyped-call]
+            try:
+                await self._connect()
+                delay = RETRY[0]
+                await self._serve()
+            except StoreError as error:
+                if not self._ready.done():
+                    self._failed.set_exception(error)
+                    return
+                self._down(str(error))
+            except TimeoutError:
+                self._down(f"no answer within {self.timeout:g} s")
+            except (redis.RedisError, OSError) as error:
+                self._down(advise(error))
+            except Exception as error:  # an error of ours must not end the counting for good
+                log.exception("the link to Redis failed for a reason that was not foreseen")
+                self._down(advise(error))
+            finally:
+                await self._connection.disconnect(nowait=True)
+            if not self._stopping:
+                await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311
+                delay = min(2 * delay, RETRY[1])
+
+    def _down(self, why: str) -> None:
+        """Tell all who wait that the link is gone; log it if that is news."""
+        if self.up or not self.why or (why != self.why and why.startswith(tuple(ADVICE.values()))):
+            log.warning("Redis is away, requests fail: %s", why)
+        self.up = False
+        self.why = why
+        dones, self._numbers, self._dones = self._dones, [], []
+        asked, self._asked = self._asked, []
+        for done in dones:
+            done(LOST)
+        for future in asked:
+            if not future.done():
+                future.set_result(None)
+
+    async def _connect(self) -> None:
+        """Connect, agree on the time, store the open window's ids again, and take ids from then on."""
+        async with asyncio.timeout(max(self.timeout, RETRY[1])):
+            await self._connection.connect()  # type: ignore[no-untyped-call]
+        await self._check()
+        self._opened = False
+        count = self.count
+        for window, ids in [*self._past, (self.window, self._ids)]:
+            await self._replay(window, ids)
+        await self._roll()
+        self.up = True
+        if self.why:
+            log.warning("Redis is back; %d ids of the open window were stored again", count)
+        self.why = ""
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    async def _check(self) -> None:
+        """Refuse a Redis that is too old; warn of one that may drop ids."""
+        server, memory = await self._trip([("INFO", "server"), ("INFO", "memory")])
+        for reply in (server, memory):
+            if isinstance(reply, redis.ResponseError):
+                raise reply
+        info = dict(line.split(":", 1) for line in (server + memory).decode().splitlines() if ":" in line)
+        version = info.get("redis_version", "0")
+        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+            raise StoreError(f"Redis {version} is too old: expected 6.2 or newer, or Valkey")
+        policy = info.get("maxmemory_policy", "noeviction")
+        self.evicting = policy if policy != "noeviction" and info.get("maxmemory", "0") != "0" else ""
+        if self.evicting:
+            log.warning("Redis may evict ids unseen: set its maxmemory-policy to noeviction (it is %s)", policy)
+
+    async def _replay(self, window: int, ids: Ids) -> None:
+        """Store a window's ids again, unless it is closed."""
+        key = self._key(window)
+        before, after = self._opening(window)
+        chunk: list[int] = []
+        for shard in [*ids.shards, None]:
+            if shard is not None:
+                chunk += shard
+            if chunk and (len(chunk) >= REPLAY_CHUNK or shard is None):
+                for reply in await self._trip([before, sadd(key, chunk), after]):
+                    if isinstance(reply, redis.ResponseError):
+                        if code_of(reply) == "WRONGTYPE":
+                            return
+                        raise reply
+                chunk = []
+
+    async def _serve(self) -> None:
+        """Send what waits, batch by batch, until stopped."""
+        while True:
+            if self._asked:
+                await self._answer_rolls()
+            elif self._numbers:
+                await self._batch()
+            elif self._stopping:
+                self.up = False
+                return
+            else:
+                self._wake = self._loop.create_future()
+                timer = self._loop.call_later(ALIVE_EVERY, self._rouse)
+                await self._wake
+                timer.cancel()
+                self._wake = None
+                if not (self._asked or self._numbers or self._stopping):
+                    await self._trip([("PING",)])
+            if await self._connection.can_read():
+                raise redis.ConnectionError("the connection was closed")
+
+    async def _batch(self) -> None:
+        """Store the ids that wait, in one round trip, and tell those who wait for them."""
+        numbers, dones = self._numbers, self._dones
+        self._numbers, self._dones = numbers[MAX_BATCH:], dones[MAX_BATCH:]
+        if self._numbers:
+            numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
+        try:
+            window, refused = await self._store(numbers, self._since + self.timeout)
+        except BaseException:
+            for done in dones:
+                done(LOST)
+            raise
+        if refused:
+            if refused != self._refused:
+                log.error("Redis refuses ids, requests fail: %s", refused)
+            for done in dones:
+                done(REFUSED)
+        else:
+            if self._refused:
+                log.warning("Redis takes ids again")
+            if window == self.window and self.count < self.max_ids:
+                shards = self._ids.shards
+                for number in numbers:
+                    ids = shards[number % SHARDS]
+                    if number not in ids:
+                        ids.add(number)
+                        self.count += 1
+            for done in dones:
+                done(STORED)
+        self._refused = refused
+
+    async def _store(self, numbers: list[int], deadline: float) -> tuple[int, str]:
+        """Store ids in the open window by `deadline` (loop time).
+
+        Return the window that they are in and "", or the one tried last and why Redis refuses them.
+        """
+        while True:
+            self._turn()
+            window = self.window
+            packed = sadd(self._key(window), numbers)
+            if self._opened:
+                (reply,) = await self._trip([packed], deadline)
+            else:
+                before, after = self._opening(window)
+                opened, reply, _ = await self._trip([before, packed, after], deadline)
+                if isinstance(opened, redis.ResponseError):
+                    reply = opened  # the ids may be stored, but would not be found again if all died now
+                self._opened = window == self.window and not isinstance(reply, redis.ResponseError)
+            if not isinstance(reply, redis.ResponseError):
+                return window, ""
+            code = code_of(reply)
+            if code in LINK_ERRORS:
+                raise reply
+            if code == "WRONGTYPE":
+                await self._roll()
+                if self.window != window:
+                    continue  # it was closed, and another is open now
+            return window, advise(reply)
+
+    def _opening(self, window: int) -> tuple[Command, Command]:
+        """Return what goes before and behind the first command that stores ids in a window."""
+        key, keep = self._key(window), self._keep()
+        index, stream = self._keys()
+        return ("EVAL", OPEN, "3", index, stream, key, str(window), self._member(window), keep), ("EXPIRE", key, keep)
+
+    async def _answer_rolls(self) -> None:
+        asked, self._asked = self._asked, []
+        try:
+            await self._roll()
+        finally:
+            for future in asked:
+                if not future.done():
+                    future.set_result(None)
+
+    async def _roll(self) -> None:
+        """Close in Redis what is over, take its time, and note what was reported and not yet told here."""
+        more = True
+        while more:
+            mine = range(self._lived, self.window + 1, self.seconds)[:ROLL_LIMIT] if self.window else range(0)
+            lived = [text for start in mine for text in (str(start), self._member(start))]
+            arguments = (self.prefix, self.seconds, self._keep(), ROLL_LIMIT, REPORTS, self.told, *lived)
+            before = time.monotonic()
+            rolled, entries = await self._trip(
+                [
+                    ("EVAL", ROLL, "4", *self._keys(), *self._names("window", "settling"), *map(str, arguments)),
+                    ("XRANGE", f"{self.prefix}:reports", f"{self.told}000-0", "+", "COUNT", str(2 * ROLL_LIMIT)),
+                ]
+            )
+            for reply in (rolled, entries):
+                if isinstance(reply, redis.ResponseError):
+                    if code_of(reply) == "WINDOW":
+                        length = str(reply).split()[1]
+                        raise StoreError(
+                            f"the instances of --key-prefix {self.prefix} count windows of {length} s, not of "
+                            f"{self.seconds} s: start this one with --window {length} or another prefix"
+                        )
+                    raise reply
+            seconds, microseconds, opened, left, newest, settling = map(int, rolled)
+            self._offset = seconds + microseconds / 1e6 - (before + time.monotonic()) / 2
+            if not self.window:  # the first time: what was reported before is not ours to tell
+                self._turn(opened)
+                self._lived = opened
+                self.told = self._resume or newest + 1
+                continue
+            self._turn(opened)
+            for entry, fields in entries:
+                start = int(entry.partition(b"-")[0]) // 1000
+                report = dict(zip(fields[::2], fields[1::2], strict=True))
+                with contextlib.suppress(KeyError, ValueError):  # not one of ours
+                    self._reports.append((start, int(report[b"count"])))
+                self.told = max(self.told, start + 1)
+            if settling:
+                return
+            if mine:
+                self._lived = max(self._lived, min(opened, mine[-1] + self.seconds))
+            more = left > 0 or self._lived < opened or len(entries) == 2 * ROLL_LIMIT
+        self.told = max(self.told, opened)
+        for _, ids in [past for past in self._past if past[0] < self.told]:
+            ids.free(self._loop)
+        self._past = [past for past in self._past if past[0] >= self.told]
+
+    async def _trip(self, commands: Sequence[Any], deadline: float = 0.0) -> list[Any]:
+        """Send commands, tuples of strings or packed already; return their replies, errors among them.
+
+        Raises TimeoutError at `deadline` (loop time; by default when the oldest id that waits has waited for long
+        enough). Then, as after any error, the connection is not used again: replies may be under way that nobody
+        waits for.
+        """
+        connection = self._connection
+        packed: list[bytes] = []
+        for command in commands:
+            packed += [command] if isinstance(command, bytes) else connection.pack_command(*command)
+        replies: list[Any] = []
+        async with asyncio.timeout_at(deadline or self._oldest() + self.timeout):
+            try:
+                await connection.send_packed_command(packed, check_health=False)
+            except RuntimeError as error:  # uvloop's, for a transport that was reset while nobody read
+                raise redis.ConnectionError("the connection was reset") from error
+            for _ in commands:
+                try:
+                    replies.append(await connection.read_response())
+                except redis.ResponseError as error:
+                    replies.append(error)
+        return replies
+
+    def _oldest(self) -> float:
+        """Return the loop time at which the oldest id that waits came; now, if there is none."""
+        return self._since if self._numbers else self._loop.time()
+
+    def _keep(self) -> str:
+        return str(max(KEEP, 2 * self.seconds))
+
+    def _key(self, start: int) -> str:
+        return f"{self.prefix}:{{{start}}}:ids"
+
+    def _names(self, *names: str) -> tuple[str, ...]:
+        return tuple(f"{self.prefix}:{name}" for name in names)
+
+    def _keys(self) -> tuple[str, ...]:
+        return self._names("open", "reports")
+
+    def _member(self, start: int) -> str:
+        return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%M:%SZ} {self.seconds}"
+
+
+def place(url: str) -> str:
+    """Return where a Redis URL leads, in words and without its secrets."""
+    options = WITH_DEFAULTS | redis.asyncio.connection.parse_url(url)
+    return f"Redis at {options.get('path') or '{host}:{port}'.format_map(options)}, database {options['db']}"
+
+
+def sadd(key: str, numbers: Iterable[int]) -> bytes:
+    """Return the command that adds integers to a set, packed (redis-py packs a value in 1 µs, this in 0.3)."""
+    texts = [str(number) for number in numbers]
+    start = f"*{len(texts) + 2}\r\n$4\r\nSADD\r\n${len(key)}\r\n{key}\r\n"
+    return (start + "".join([f"${len(text)}\r\n{text}\r\n" for text in texts])).encode("ascii")
+
+
+def code_of(error: Exception) -> str:
+    """Return the first word of an error that Redis answered with, which says what kind it is."""
+    return getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
+
+
+def advise(error: Exception) -> str:
+    """Return what an error means and what to do, in one line of printable text."""
+    text = " ".join(ascii(str(error))[1:-1].split())[:200]
+    advice = ADVICE.get(code_of(error))
+    return f"{advice} ({text})" if advice else text

@@ -699,7 +699,7 @@ class Connection(asyncio.Protocol):
         elif self.ended and not self._slots:
             if transport.get_write_buffer_size() and not self._spared:
                 self._spared = True  # the moment after the last answer begins when that is on its way
-                self.deadline = self.server.idle_deadline
+                self.deadline = inf if self.server.draining else self.server.idle_deadline
             else:
                 self.abort()
         elif self._slots:

@@ -13,7 +13,7 @@ import json
 import logging
 import logging.handlers
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -35,7 +35,11 @@ def tell(start: int, count: int, *, final: bool = True) -> None:
     log.info("unique ids in %s: %d%s", window, count, note, extra={"window": window, "count": count, "final": final})
 
 
-async def roll_windows(remaining: Callable[[], float], roll: Callable[[], Iterable[tuple[int, int]]]) -> None:
+async def roll_windows(
+    remaining: Callable[[], float],
+    roll: Callable[[], Awaitable[Iterable[tuple[int, int]]]],
+    tell: Callable[[int, int], None] = tell,
+) -> None:
     """Close each window at its end and tell its count, for ever.
 
     `remaining()` says how many seconds there are until `roll()` has something to close; that returns the start
@@ -43,11 +47,15 @@ async def roll_windows(remaining: Callable[[], float], roll: Callable[[], Iterab
     """
     while True:
         await asyncio.sleep(min(remaining(), NAP))
-        closed = iter(roll())
-        while burst := list(islice(closed, BURST)):
-            for start, count in burst:
+        closed = iter(await roll())
+        try:
+            while burst := list(islice(closed, BURST)):
+                for start, count in burst:
+                    tell(start, count)
+                await asyncio.sleep(0)
+        finally:
+            for start, count in closed:  # stopped amid a long list
                 tell(start, count)
-            await asyncio.sleep(0)
 
 
 class JsonFormatter(logging.Formatter):

@@ -303,9 +303,7 @@ class Settings:
 
 # Field: the value that asks nothing of it, and what to do meanwhile. Whoever builds it deletes its line.
 NOT_YET: Mapping[str, tuple[object, str]] = {
-    "workers": (1, "leave it out to run one process"),
     "admin": (None, "leave it out, or say off"),
-    "redis_url": (None, "leave it out to count in memory"),
     "report_url": (None, "leave it out to have the counts in the log alone"),
     "report_secret": (None, "leave it out to have the counts in the log alone"),
     "callback_method": ("GET", "leave it out"),

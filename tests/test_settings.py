@@ -341,9 +341,7 @@ def test_secrets_are_never_shown(refused: Refusals, name: str, text: str) -> Non
 
 
 def test_settings_can_be_logged() -> None:
-    loaded = load(
-        "--redis-url", "redis://:hunter2@h", "--report-url", "http://u:hunter2@h/", "--report-secret", BASE64
-    )
+    loaded = load("--redis-url", "redis://:hunter2@h", "--report-url", "http://u:hunter2@h/", "--report-secret", BASE64)
     assert "hunter2" not in repr(loaded)
     assert repr(KEY) not in repr(loaded)
     assert "port=8080" in repr(loaded)
@@ -424,12 +422,8 @@ def test_what_is_not_built_yet_is_refused(refused: Refusals, name: str) -> None:
 
 
 @pytest.mark.skipif("redis_url" not in settings.NOT_YET, reason="Redis is built")
-@pytest.mark.parametrize(
-    ("env", "source"), [({"REDIS_URL": "redis://h"}, "REDIS_URL"), (LINK, f"{ADDR} and {PORT}")]
-)
-def test_redis_from_elsewhere_is_not_built_yet_either(
-    refused: Refusals, env: Mapping[str, str], source: str
-) -> None:
+@pytest.mark.parametrize(("env", "source"), [({"REDIS_URL": "redis://h"}, "REDIS_URL"), (LINK, f"{ADDR} and {PORT}")])
+def test_redis_from_elsewhere_is_not_built_yet_either(refused: Refusals, env: Mapping[str, str], source: str) -> None:
     message = refused(env=env, not_yet=settings.NOT_YET)
     assert message == f"{source}: not built yet; leave it out to count in memory"
 

@@ -112,7 +112,7 @@ class Rolling:
 
     def roll(self) -> list[Window]:
         async def roll() -> list[Window]:
-            return list(self.store.roll())
+            return list(await self.store.roll())
 
         return self.loop.run(roll())
 
@@ -154,7 +154,7 @@ def test_ids_with_a_common_factor_are_told_apart(minute: Rolling, factor: int) -
     assert set(minute.add(*range(0, 20_000 * factor, factor))) == {DUPLICATE}
 
 
-@pytest.mark.parametrize("factor", [1, 2, 1000, 1021, 2**20, 2**32, -1021, -(2**32)])
+@pytest.mark.parametrize("factor", [1, 2, 1000, 2**20, 2**32, -12345, -(2**32)])
 def test_ids_with_a_common_factor_do_not_crowd_into_one_set(minute: Rolling, factor: int) -> None:
     """A set of millions stalls the process when it grows and when it is freed."""
     minute.add(*range(0, 50_000 * factor, factor))
@@ -222,7 +222,7 @@ def test_what_is_closed_is_closed_before_it_is_told(minute: Rolling) -> None:
     async def main() -> None:
         minute.add(1)
         minute.clock.now = T + 180
-        told = iter(minute.store.roll())
+        told = iter(await minute.store.roll())
         assert minute.add(1, 2) == [NEW, NEW]
         assert list(told) == [(T, 1), (T + 60, 0), (T + 120, 0)]
         assert (minute.store.window, minute.store.count) == (T + 180, 2)
@@ -410,7 +410,7 @@ class Timer:
 
         async def main() -> None:
             store = self.rolling.store
-            timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll))
+            timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll, self.tell))
             for seconds, step in steps:
                 await asyncio.sleep(seconds)
                 step()
@@ -507,12 +507,13 @@ def test_other_things_have_their_turn_while_thousands_of_windows_are_told(
     def tell(start: int, count: int) -> None:
         if not timer.told:
             loop.call_soon(look)
-        timer.tell(start, count)
+        remember(start, count)
 
     def forward() -> None:
         clock.now += 86400
 
-    monkeypatch.setattr(reporter, "tell", tell)
+    remember = timer.tell
+    monkeypatch.setattr(timer, "tell", tell)
     timer.run((0.5, forward), (1.1, nothing))
     assert timer.told == [(start, 0) for start in range(T, T + 86401)]
     assert seen[-1] >= 86400

