@@ -639,7 +639,7 @@ class RedisStore:
             self._offset = seconds + microseconds / 1e6 - (before + time.monotonic()) / 2
             if not self.window:  # the first time: what was reported before is not ours to tell
                 self._turn(opened)
-                self._lived = opened
+                self._lived = min(opened, -(-self._resume // self.seconds) * self.seconds or opened)
                 self.told = self._resume or newest + 1
                 continue
             self._turn(opened)

@@ -183,7 +183,7 @@ class Worker:
 
     number: int = 0  # the first tells the windows' counts, once for the instance
     parent: int = -1  # end of a pipe that closes when the parent dies
-    told: mmap.mmap | None = None  # end of the window that was told last, for the first's successor
+    told: mmap.mmap | None = None  # from which window on the first's successor is to tell
 
 
 async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) -> None:
@@ -213,6 +213,8 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll, tell))
     if config.workers == 1:
         announce(config, store.place, door)
+    if worker.told is not None and not any(worker.told[:]):
+        note_told(worker, store.window)
 
     failure = asyncio.create_task(store.failure())
     await asyncio.wait([stop, failure, timer], return_when=asyncio.FIRST_COMPLETED)
@@ -245,6 +247,13 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         reporter.tell(store.window, store.count, final=False)
 
 
+async def try_store(config: settings.Settings) -> None:
+    """Raise dedup.StoreError if the store can't be used: said once, before there are workers to say it."""
+    store = open_store(config, Worker())
+    await store.start(STORE_WAIT)
+    await store.stop()
+
+
 def open_store(config: settings.Settings, worker: Worker) -> dedup.Store:
     """Return the store that the settings name."""
     if config.redis_url is None:
@@ -261,10 +270,15 @@ def teller(worker: Worker) -> Callable[[int, int], None]:
     def tell(start: int, count: int) -> None:
         if worker.number == 0:
             reporter.tell(start, count)
-            if worker.told is not None:
-                worker.told[:] = (start + 1).to_bytes(len(worker.told), "little")
+            note_told(worker, start + 1)
 
     return tell
+
+
+def note_told(worker: Worker, start: int) -> None:
+    """Leave word for a successor that the windows which start at `start` or later are to be told."""
+    if worker.told is not None:
+        worker.told[:] = start.to_bytes(len(worker.told), "little")
 
 
 def announce(config: settings.Settings, place: str, sock: socket.socket) -> None:
@@ -419,9 +433,19 @@ def main() -> int:
         return UNUSABLE
     if config.workers == 1:
         return run(config, socks[0], Worker())
+    try:
+        asyncio.run(try_store(config))
+    except dedup.StoreError as error:
+        log.error("%s", error)
+        return UNUSABLE
     announce(config, dedup.place(config.redis_url or ""), socks[0])
     return Parent(config, socks).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    try:
+        sys.stderr.flush()
+    except OSError:  # nobody reads the log any more: no reason to fail in the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.exit(status)
