@@ -417,6 +417,8 @@ def open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is None:  # what Python makes of a closed one
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def main() -> int:
