@@ -47,6 +47,7 @@ MAX_BODY = 64 * 1024  # 413 (RFC 9110, 15.5.14), content without framing: nothin
 MAX_LINE = MAX_TARGET + 64  # a request line: the target, the longest method of llhttp, the version
 MAX_CHUNK_FRAMING = 6  # raw bytes for each byte of content: a body in chunks of one byte ("1\r\nx\r\n")
 
+MAX_DIGITS = 18  # of a number that fits 64 bits whatever they are
 MAX_WAITING = 64  # answers one connection may have waiting before reading pauses
 LINGER = 2.0  # seconds a peer's bytes are thrown away after the last answer. nginx 5 s
 QUIET = 1.0  # seconds without a request after which a draining server closes a connection
@@ -145,15 +146,15 @@ class Slot:
 
 
 class Handler(Interface):
-    """What answers requests: each call returns the answer, or None after it took `connection.later()`."""
+    """What answers requests, at once or later: filling the slot that a request took gives its answer."""
 
     plain: bytes  # a target's beginning; most targets are this and digits
 
-    def accept(self, digits: bytes, connection: "Connection") -> Answer | None:
-        """Answer `GET` of `plain` and `digits`, ASCII digits and at least one."""
+    def add(self, number: int, later: Callable[[], "Slot"]) -> int | None:
+        """Return the outcome of a `GET` of `plain` and the digits of `number`, or None after it called `later`."""
 
     def handle(self, method: bytes, target: bytes, connection: "Connection") -> Answer | None:
-        """Answer any request."""
+        """Return the answer to any request, or None after it called `connection.later`."""
 
 
 class Server:
@@ -172,7 +173,7 @@ class Server:
     ) -> None:
         """`outcomes[i]` is the answer that filling a slot with i selects; times are in seconds."""
         self.handler = handler
-        self.accept = handler.accept
+        self.add = handler.add
         self.plain = b"GET " + handler.plain
         self.plain_size = len(self.plain)
         self.answers = answers
@@ -379,20 +380,26 @@ class Connection(asyncio.Protocol):
             pos = self._read_on(data)
         else:
             self.deadline = server.idle_deadline
-        if self._known and data.startswith(server.plain, pos) and not (self.ended or self.blocked):
-            end = data.rfind(self._known, pos)
+            known = self._known
+            if known and data.endswith(known) and data.startswith(server.plain) and not (slots or self.blocked):
+                digits = data[server.plain_size : -len(known)]
+                if digits.isdigit() and len(digits) <= MAX_DIGITS:  # alone, as nearly all come: a third off the below
+                    outcome = server.add(int(digits), self.later)
+                    if outcome is not None and self.transport is not None:
+                        self.transport.write(server.outcomes[outcome].wire[KEEP])
+                    return
+        known = self._known
+        if known and data.startswith(server.plain, pos) and not (self.ended or self.blocked):
+            end = data.rfind(known, pos)
             if end > 0:
                 start = pos + server.plain_size
                 for digits in data[start:end].split(self._between):
-                    if not digits.isdigit() or len(slots) >= MAX_WAITING:
+                    if not digits.isdigit() or len(digits) > MAX_DIGITS or len(slots) >= MAX_WAITING:
                         break
                     pos += len(digits) + self._around
-                    answer = server.accept(digits, self)
-                    if answer is not None:
-                        if slots:
-                            slots.append(Slot(self, KEEP, answer))
-                        else:
-                            self._out.append(answer.wire[KEEP])
+                    outcome = server.add(int(digits), self.later)
+                    if outcome is not None:
+                        self._give(server.outcomes[outcome], KEEP)
         while pos < len(data) and not self.ended:
             if self.blocked or len(slots) >= MAX_WAITING:
                 self._unread = data[pos:]

@@ -53,7 +53,7 @@ class Endpoint:
     plain = PATH + b"?id="
 
     def __init__(self, store: dedup.Store, answers: http1.Answers) -> None:
-        self._add = store.add
+        self.add = store.add
         ok = answers.add(200, "OK", b"ok")
         self.outcomes = dict.fromkeys((dedup.NEW, dedup.DUPLICATE, dedup.STORED), ok) | {
             outcome: answers.refuse(503, "Service Unavailable", why, Retry_After="1")
@@ -72,19 +72,12 @@ class Endpoint:
             400, "Bad Request", "endpoint is not available: callbacks are not built yet"
         )
 
-    def accept(self, digits: bytes, connection: http1.Connection) -> http1.Answer | None:
-        """Count the id that `digits` write."""
-        if len(digits) > 18:  # maybe more than 64 bits, and more than int() should be asked to read
-            return self.handle(b"GET", self.plain + digits, connection)
-        outcome = self._add(int(digits), connection.later)
-        return None if outcome is None else self.outcomes[outcome]
-
     def handle(self, method: bytes, target: bytes, connection: http1.Connection) -> http1.Answer | None:
         """Answer any request: find the id, count it."""
-        if method == b"GET" and target.startswith(self.plain):
-            digits = target[len(self.plain) :]
-            if digits.isdigit() and len(digits) <= 18:
-                return self.accept(digits, connection)
+        digits = target.removeprefix(self.plain)
+        if method == b"GET" and digits.isdigit() and len(digits) <= http1.MAX_DIGITS:
+            outcome = self.add(int(digits), connection.later)
+            return None if outcome is None else self.outcomes[outcome]
         absolute = _absolute(target)
         if absolute:
             target = target[absolute.end() :]
@@ -107,7 +100,7 @@ class Endpoint:
             return self._bad_id
         if endpoints:
             return self._bad_endpoint
-        outcome = self._add(number, connection.later)
+        outcome = self.add(number, connection.later)
         return None if outcome is None else self.outcomes[outcome]
 
 

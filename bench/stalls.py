@@ -1,18 +1,22 @@
 """How long requests wait while a window fills with millions of ids, and at the roll. `python bench/stalls.py`.
 
-Sends distinct ids, pipelined on a few connections, until the window holds `--ids` of them; meanwhile, and until ten
-seconds after the window's end, another connection sends a request every 2 ms, at times fixed beforehand, so that a
-stall shows in every request that it delays. Prints the slowest of these while the window filled, around its end and
-after, and the server's memory. The ids are sent right behind an edge; the window is as long as `--window` says.
+Sends distinct ids at `--rate`, pipelined on a few connections, until the window holds `--ids` of them; meanwhile, and
+until ten seconds after the window's end, another connection sends a request every 2 ms, at times fixed beforehand, so
+that a stall shows in every request that it delays. Prints the slowest of these before the ids come, while they come,
+around the window's end and after, and the server's memory. The machine's own noise is what the first row shows. The
+ids are sent 5 s behind an edge; the window is as long as `--window` says.
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import uvloop
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = 0.002  # seconds from probe to probe
@@ -32,9 +36,11 @@ async def receive(reader: asyncio.StreamReader, count: int) -> None:
         await reader.readexactly(2)
 
 
-async def fill(port: int, numbers: range) -> None:
+async def fill(port: int, numbers: range, rate: float) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+    began = time.time()
     for start in range(numbers.start, numbers.stop, DEPTH):
+        await asyncio.sleep(max(0.0, began + (start - numbers.start) / rate - time.time()))
         chunk = range(start, min(start + DEPTH, numbers.stop))
         writer.write(b"".join(map(request, chunk)))
         left = len(chunk)
@@ -60,18 +66,25 @@ async def probe(port: int, until: float, probes: list[Probe]) -> None:
 
 
 async def drive(port: int, pid: int, options: argparse.Namespace) -> None:
-    await asyncio.sleep(options.window - time.time() % options.window + 0.2)
-    start = time.time()
-    edge = start - start % options.window + options.window
+    await asyncio.sleep(options.window - time.time() % options.window + 1)
+    edge = time.time() // options.window * options.window + options.window
     probes: list[Probe] = []
     probing = asyncio.create_task(probe(port, edge + 10, probes))
+    await asyncio.sleep(4)
+    start = time.time()
     share = options.ids // 4
-    await asyncio.gather(*(fill(port, range(10 + share * n, 10 + share * (n + 1))) for n in range(4)))
+    ranges = (range(10 + share * n, 10 + share * (n + 1)) for n in range(4))
+    await asyncio.gather(*(fill(port, numbers, options.rate / 4) for numbers in ranges))
     filled = time.time()
     print(f"{options.ids:,} ids in {filled - start:.1f} s, {edge - filled:.1f} s before the edge", file=sys.stderr)
     memory = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]  # noqa: ASYNC240
     await probing
-    phases = {"filling": (start, filled), "full": (filled, edge - 0.1), "roll": (edge - 0.1, edge + 2)}
+    phases = {
+        "idle": (0.0, start),
+        "filling": (start, filled),
+        "full": (filled, edge - 0.1),
+        "roll": (edge - 0.1, edge + 2),
+    }
     phases["freeing"] = (edge + 2, edge + 10)
     print(f"memory {int(memory) / 1024:.0f} MiB")
     for name, (first, last) in phases.items():
@@ -84,6 +97,7 @@ async def drive(port: int, pid: int, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ids", type=int, default=5_000_000)
+    parser.add_argument("--rate", type=int, default=60_000, help="ids a second [60,000]")
     parser.add_argument("--window", type=int, default=120)
     parser.add_argument("--port", type=int, default=18080)
     parser.add_argument("flags", nargs="*", help="more flags of verve_server.py, after --")
@@ -93,7 +107,8 @@ def main() -> None:
     with subprocess.Popen(command) as server:
         try:
             time.sleep(2)
-            asyncio.run(drive(options.port, server.pid, options))
+            os.sched_setaffinity(0, {1})
+            uvloop.run(drive(options.port, server.pid, options))
         finally:
             server.terminate()
 
