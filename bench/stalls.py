@@ -84,8 +84,8 @@ async def drive(port: int, pid: int, options: argparse.Namespace) -> None:
         "filling": (start, filled),
         "full": (filled, edge - 0.1),
         "roll": (edge - 0.1, edge + 2),
+        "freeing": (edge + 2, edge + 10),
     }
-    phases["freeing"] = (edge + 2, edge + 10)
     print(f"memory {int(memory) / 1024:.0f} MiB")
     for name, (first, last) in phases.items():
         times = sorted(took for due, took in probes if first <= due < last)

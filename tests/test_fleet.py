@@ -77,7 +77,8 @@ def small_world() -> Iterator[None]:
         patch.setattr(dedup, "time", types.SimpleNamespace(monotonic=lambda: actor.get().clock))
         patch.setattr(dedup, "random", types.SimpleNamespace(uniform=lambda *_: 0.01))  # of the delay to reconnect
         patch.setattr(dedup, "gc", types.SimpleNamespace(collect=lambda _: None, freeze=lambda: None))
-        for name, value in {"SHARDS": 3, "MAX_BATCH": 4, "MAX_WAITING": 12, "REPLAY_CHUNK": 2, "ROLL_LIMIT": 3}.items():
+        small = {"SHARDS": 3, "WIDTHS": [1], "MAX_BATCH": 4, "MAX_WAITING": 12, "REPLAY_CHUNK": 2, "ROLL_LIMIT": 3}
+        for name, value in small.items():
             patch.setattr(dedup, name, value)
         patch.setattr(dedup, "ALIVE_EVERY", 1e6)  # a dead link is noticed when the model says so
         yield

@@ -158,8 +158,21 @@ def test_ids_with_a_common_factor_are_told_apart(minute: Rolling, factor: int) -
 def test_ids_with_a_common_factor_do_not_crowd_into_one_set(minute: Rolling, factor: int) -> None:
     """A set of millions stalls the process when it grows and when it is freed."""
     minute.add(*range(0, 50_000 * factor, factor))
-    shards = minute.store._ids.shards
-    assert max(map(len, shards)) <= 10 * 50_000 / len(shards)
+    sets = minute.store._ids.sets
+    assert max(map(len, sets)) <= 5 * 50_000 / len(sets)
+
+
+@pytest.mark.parametrize("step", [1, -1, 1000])
+def test_sets_do_not_grow_all_at_once(minute: Rolling, step: int) -> None:
+    """As sets of one size would, filled with numbers that go up one by one."""
+    before = 0
+    grown = []
+    for start in range(0, 500_000, 1000):
+        minute.add(*range(start * step, (start + 1000) * step, step))
+        size = sum(map(sys.getsizeof, minute.store._ids.sets))
+        grown.append(size - before)
+        before = size
+    assert max(grown[50:]) < before / 8
 
 
 def test_max_ids_is_a_limit_of_one_window(clock: Clock, loop: VirtualLoop) -> None:
@@ -345,7 +358,7 @@ TestModel = Model.TestCase
 
 
 def sets_of(store: MemoryStore) -> list["weakref.ref[set[int]]"]:
-    return [weakref.ref(shard) for shard in store._ids.shards]
+    return [weakref.ref(ids) for ids in store._ids.sets]
 
 
 def alive(sets: Iterable["weakref.ref[set[int]]"]) -> int:
@@ -356,8 +369,8 @@ def test_a_closed_window_is_freed_little_by_little_and_wholly(minute: Rolling) -
     loop, store = minute.loop, minute.store
     minute.add(*range(100_000))
     sets = sets_of(store)
-    biggest = max(len(shard) for shard in store._ids.shards)
-    assert biggest <= 5_000 * 100_000 / 5_000_000  # ids of a set, at 5 million a window
+    biggest = max(map(len, store._ids.sets))
+    assert biggest <= 12_000 * 100_000 / 5_000_000  # ids of a set, at 5 million a window
     minute.clock.now = T + 60
     loop.tick = 0.0001  # so that freeing takes time
     assert minute.roll() == [(T, 100_000)]
