@@ -1,0 +1,707 @@
+"""One outbound HTTP/1.1 exchange at a time on each of a few connections to an origin.
+
+    client.send(parse(b"http://example.com/seen"), "GET", target, done)    # done(Response | OutboundError), once
+
+An origin is scheme, host and port. Its exchanges wait in its own queue; each of its connections, at most CONNECTIONS,
+takes the next when it has finished one, and is kept open for a while when there is none. So an origin that is slow
+or dead holds up only what was meant for it, and nothing here is awaited: a callback or two for each exchange. All
+origins together have at most ALL_CONNECTIONS; the second half of these is for origins that have none.
+
+Every exchange ends: with the response's status, or with an error that says why there is none, at the latest QUEUE_TIME
+and EXCHANGE_TIME after it was asked for. A connection that had been idle may have been closed by the peer at the same
+moment: if nothing of an answer came, the exchange is tried once more, on a fresh one. Otherwise nothing is ever sent
+twice.
+
+The address guard. A name is looked up, every address is checked, and the connection goes to the address that was
+checked, not to the name again: what a resolver says later does not count. Only public unicast addresses pass, and
+what the operator allows; an IPv4 address inside an IPv6 one (mapped, NAT64, 6to4) is judged as what it is. Hosts that
+some resolvers take for addresses and others for names (`127.1`, `0x7f.1`, `2130706433`) are no hosts here. The cloud's
+metadata address passes only if it is allowed by itself.
+
+What is sent is put together from checked parts: a URL has no characters but visible ASCII, so nobody can inject a line.
+"""
+
+import asyncio
+import base64
+import contextlib
+import math
+import re
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, Final, NamedTuple, TypeVar, cast
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+Result = TypeVar("Result")
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+CONNECTIONS: Final = 64  # to one origin
+ALL_CONNECTIONS: Final = 1024  # to all of them
+QUEUE_TIME: Final = 30.0  # seconds that an exchange may wait for a connection
+LOOKUPS: Final = 32  # names looked up at a time, each in a thread: getaddrinfo(3) blocks
+CONNECT_TIME: Final = 3.0  # seconds for look-up, connection and TLS handshake together
+EXCHANGE_TIME: Final = 5.0  # seconds from the request's first byte to the response's last
+IDLE_TIME: Final = 15.0  # seconds that a connection without work is kept; many servers close after 60, some after 20
+LOOKUP_TIME: Final = 5.0  # seconds that what a look-up gave is used
+SWEEP_TIME: Final = 1.0  # seconds between two looks at what has taken too long
+MAX_HEAD: Final = 32 * 1024  # bytes of a response before its body; more is an error
+MAX_BODY: Final = 64 * 1024  # bytes of a response's body; nobody reads it
+MAX_URL: Final = 4096  # bytes of a URL
+MAX_KNOWN: Final = 1000  # servers and hosts of which it is remembered what was made of them
+
+# IANA's registries of special-purpose addresses: what is not globally reachable unicast.
+_CLOSED_4 = [
+    IPv4Network(block)
+    for block in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+        *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    )
+]
+_OPEN_6 = IPv6Network("2000::/3")
+_CLOSED_6 = [IPv6Network(block) for block in ("2001::/23", "2001:db8::/32", "3fff::/20")]
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+_6TO4 = IPv6Network("2002::/16")  # RFC 3056: the 32 bits after the first 16 are
+METADATA = (ip_address("169.254.169.254"), ip_address("fd00:ec2::254"))
+
+_url = re.compile(
+    rb"(https?://[^/?#]+)(/[!-\"$->@-~]*)?(\?[!-\"$-~]*)?(?:#[!-~]*)?",
+    re.IGNORECASE,
+).fullmatch
+_server = re.compile(
+    rb"(https?)://(?:([!$&-.0-;=A-Z_a-z~%]*)@)?(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{1,5}))?",
+    re.IGNORECASE,
+).fullmatch  # of a URL's first part
+_name = re.compile(
+    r"(?:[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?\.)*[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?\.?"
+).fullmatch
+_number_like = re.compile(r"[0-9]+|0x[0-9a-f]*").fullmatch  # a host whose last label is one is no name
+
+
+_known: dict[bytes, tuple[bool, str, int, str]] = {}  # what is before a URL's path, read: callbacks repeat it
+
+
+class OutboundError(Exception):
+    """Why an exchange has no response, in a few words."""
+
+
+class DroppedError(OutboundError):
+    """It was taken from the queue, unsent."""
+
+
+class ForbiddenError(OutboundError):
+    """The host has no address that may be reached."""
+
+
+class Url(NamedTuple):
+    """An absolute http or https URL, in parts that are safe to be sent."""
+
+    secure: bool
+    host: str  # lower case; an IPv6 address without brackets
+    port: int
+    path: str
+    query: str  # with its question mark, or empty
+    authorization: str = ""  # value of the header, from the URL's user and password
+
+    @property
+    def origin(self) -> tuple[bool, str, int]:
+        """Scheme, host and port: what a connection is good for."""
+        return self[:3]
+
+    @property
+    def address(self) -> Address | None:
+        """The host as an address, if it is one."""
+        try:
+            return ip_address(self.host)
+        except ValueError:
+            return None
+
+    @property
+    def place(self) -> str:
+        """Scheme, host and port in words: what of a URL may be logged."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.secure else 'http'}://{host}:{self.port}"
+
+    @property
+    def target(self) -> str:
+        """Path and query (RFC 9112, 3.2.1)."""
+        return self.path + self.query
+
+
+def parse(text: bytes) -> Url:
+    """Read a URL. Raises ValueError, in plain words that do not repeat it."""
+    match = _url(text) if len(text) <= MAX_URL else None
+    if match is None:
+        raise ValueError("expected an absolute http or https URL")
+    server, path, query = match.groups()
+    known = _known.get(server)
+    if known is None:
+        if len(_known) >= MAX_KNOWN:
+            _known.clear()
+        known = _known[server] = _read_server(server)
+    return Url(*known[:3], (path or b"/").decode("ascii"), (query or b"").decode("ascii"), known[3])
+
+
+def _read_server(text: bytes) -> tuple[bool, str, int, str]:
+    match = _server(text)
+    if match is None:
+        raise ValueError("expected an absolute http or https URL")
+    scheme, user, host, port = match.groups()
+    secure = scheme.lower() == b"https"
+    name = host.decode("ascii").lower()
+    if name.startswith("["):
+        try:
+            name = str(IPv6Address(name[1:-1]))
+        except ValueError:
+            raise ValueError("expected an IPv6 address in brackets") from None
+    else:
+        labels = name.removesuffix(".").split(".")
+        if _number_like(labels[-1]):
+            try:
+                name = str(IPv4Address(name))
+            except ValueError:
+                raise ValueError("expected an IPv4 address as four decimal numbers") from None
+        elif not _name(name):
+            raise ValueError("expected a host name or an address")
+    number = int(port) if port else (443 if secure else 80)
+    if not 0 < number < 65536:
+        raise ValueError("expected a port from 1 to 65535")
+    basic = ""
+    if user is not None:
+        pair = user if b":" in user else user + b":"  # RFC 7617
+        basic = "Basic " + base64.b64encode(unquote_to_bytes(pair)).decode("ascii")
+    return secure, name, number, basic
+
+
+class Guard:
+    """Judges addresses: public unicast ones pass, and those in the `allow`ed blocks."""
+
+    def __init__(self, allow: Sequence[Network] = (), *, everything: bool = False) -> None:
+        self._allow = allow
+        self._everything = everything
+        self._judged: dict[str, bool] = {}  # hosts
+
+    def allows(self, address: Address) -> bool:
+        """Return whether an address may be connected to."""
+        if self._everything:
+            return True
+        inner = _inner(address)
+        if inner in METADATA:
+            return any(block.num_addresses == 1 and inner in block for block in self._allow)
+        if any(inner in block for block in self._allow if block.version == inner.version):
+            return True
+        if isinstance(inner, IPv4Address):
+            return not any(inner in block for block in _CLOSED_4)
+        return inner in _OPEN_6 and not any(inner in block for block in _CLOSED_6)
+
+    def allows_url(self, url: Url) -> bool:
+        """Return False if the URL's host alone says that it may not be reached; names are judged when looked up."""
+        allowed = self._judged.get(url.host)
+        if allowed is None:
+            if len(self._judged) >= MAX_KNOWN:
+                self._judged.clear()
+            allowed = self._judged[url.host] = self._allows_host(url)
+        return allowed
+
+    def _allows_host(self, url: Url) -> bool:
+        address = url.address
+        if address is None and url.host.removesuffix(".").rpartition(".")[2] == "localhost":  # RFC 6761, 6.3
+            return self.allows(IPv4Address("127.0.0.1")) or self.allows(IPv6Address("::1"))
+        return address is None or self.allows(address)
+
+
+def _inner(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address leads to, or the address itself."""
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped:
+            return address.ipv4_mapped
+        if address in _NAT64:
+            return IPv4Address(int(address) & 0xFFFFFFFF)
+        if address in _6TO4:
+            return IPv4Address(int(address) >> 80 & 0xFFFFFFFF)
+        if address.scope_id:
+            return IPv6Address(int(address))
+    return address
+
+
+class Response(NamedTuple):
+    """What came back."""
+
+    status: int
+    retry_after: str  # the header's value, or empty
+
+
+Done = Callable[[Response | OutboundError], None]
+
+
+class _Exchange:
+    """A request on its way, and whom to tell what became of it."""
+
+    __slots__ = ("done", "fresh", "request", "since")
+
+    def __init__(self, request: bytes, done: Done, since: float) -> None:
+        self.request = request
+        self.done = done
+        self.since = since  # loop time at which it was asked for
+        self.fresh = False  # to be tried on a fresh connection: it met one that the peer had closed
+
+
+class _Connection(asyncio.Protocol):
+    """A connection to an origin, with an exchange under way or idle."""
+
+    def __init__(self, origin: "_Origin") -> None:
+        self.origin = origin
+        self.transport: asyncio.Transport | None = None
+        self.used = False  # it has carried an exchange: the peer may close it when it likes
+        self.deadline = 0.0  # loop time at which it is closed
+        self._parser: httptools.HttpResponseParser | None = None
+        # For one exchange.
+        self._exchange: _Exchange | None = None
+        self._heard = 0  # bytes of the answer
+        self._body = 0
+        self._status = 0
+        self._retry_after = ""
+        self._framed = False  # the body has a length or is chunked; else it ends with the connection
+        self._headed = False  # the head is whole
+        self._complete = self._persists = self._extra = False
+
+    def begin(self, exchange: _Exchange) -> None:
+        """Send a request."""
+        assert self.transport is not None
+        self._exchange = exchange
+        self._parser = httptools.HttpResponseParser(self)
+        self._heard = self._body = self._status = 0
+        self._retry_after = ""
+        self._framed = self._headed = self._complete = self._persists = self._extra = False
+        self.deadline = self.origin.client.loop.time() + EXCHANGE_TIME
+        self.transport.write(exchange.request)
+
+    def close(self, error: str = "") -> None:
+        """Close the connection; what is under way ends with `error`."""
+        self._end(OutboundError(error))
+        if self.transport is not None:
+            self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None:
+            self.close()  # an answer to nothing
+            return
+        self._heard += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.close("expected no change of protocol")
+            return
+        except httptools.HttpParserError:
+            if not self._complete:
+                self.close("the response is not HTTP/1.1")
+                return
+            self._extra = True
+        if self._body > MAX_BODY or (self._heard > MAX_HEAD + 8 * MAX_BODY and not self._complete):
+            self.close(f"the response's body is over {MAX_BODY} bytes")
+        elif self._complete:
+            self._finish(keep=self._persists and not self._extra)
+        elif not self._headed and self._heard > MAX_HEAD:
+            self.close(f"the response's head is over {MAX_HEAD} bytes")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        exchange = self._exchange
+        if exchange is not None:
+            if self._headed and not self._framed and exc is None:
+                self._finish(keep=False)  # a body without a length ends here
+            elif self.used and not self._heard and not exchange.fresh:
+                self._exchange = None
+                exchange.fresh = True
+                self.origin.retry(exchange)
+            else:
+                self._end(OutboundError("the connection was closed before the response's end"))
+        self._parser = None
+        self.origin.lost(self)
+
+    def _finish(self, *, keep: bool) -> None:
+        self._end(Response(self._status, self._retry_after))
+        self.used = True
+        if keep and self.transport is not None:
+            self.origin.free(self)
+        elif self.transport is not None:
+            self.transport.abort()
+
+    def _end(self, result: Response | OutboundError) -> None:
+        exchange, self._exchange = self._exchange, None
+        self._parser = None
+        if exchange is not None:
+            self.origin.ended(exchange, result)
+
+    # What httptools calls
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"content-length":
+            self._framed = True
+        elif name == b"transfer-encoding":
+            self._framed = value.lower().endswith(b"chunked")  # RFC 9112, 6.3
+        elif name == b"retry-after":
+            self._retry_after = value.decode("latin-1").strip()[:64]
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._extra = True  # more than was asked for: not to be trusted further
+
+    def on_headers_complete(self) -> None:
+        if self._complete:
+            return
+        assert self._parser is not None
+        self._status = self._parser.get_status_code()
+        self._headed = self._status >= 200
+        if self._status in (204, 304):
+            self._framed = True
+
+    def on_body(self, body: bytes) -> None:
+        if not self._complete:
+            self._body += len(body)
+
+    def on_message_complete(self) -> None:
+        assert self._parser is not None
+        if self._headed and not self._complete:  # an interim response (RFC 9110, 15.2) is followed by another
+            self._complete = True
+            self._persists = self._parser.should_keep_alive()
+        self._framed = self._framed and self._headed
+
+
+class _Origin:
+    """The queue and the connections of one origin."""
+
+    def __init__(self, client: "Client", key: tuple[bool, str, int]) -> None:
+        self.client = client
+        self.key = key
+        self.queue: deque[_Exchange] = deque()
+        self.connections: set[_Connection] = set()
+        self.idle: list[_Connection] = []
+        self.connecting = 0
+        self.under_way = 0  # exchanges that a connection carries
+
+    def submit(self, exchange: _Exchange) -> None:
+        """Carry out an exchange as soon as a connection is free."""
+        self.queue.append(exchange)
+        if self.idle:
+            self._begin(self.idle.pop())
+        else:
+            self.grow()
+
+    def grow(self) -> None:
+        """Open another connection if there is work for it."""
+        client = self.client
+        count = len(self.connections) + self.connecting
+        if self.connecting >= len(self.queue) or count >= client.per_origin:
+            return
+        if client.connections >= (ALL_CONNECTIONS // 2 if count else ALL_CONNECTIONS):
+            if not count:
+                client.make_room_for(self)
+            return
+        self.connecting += 1
+        client.connections += 1
+        client.spawn(self._connect())
+
+    def free(self, connection: _Connection) -> None:
+        """Give a connection that has nothing to do the next exchange, or keep it."""
+        if connection.used and self.queue and self.queue[0].fresh:
+            connection.close()  # as old as the one that was closed
+        elif self.client.hungry and (len(self.connections) > 1 or not self.queue):
+            connection.close()  # its place goes to an origin that has none
+        elif self.queue:
+            self._begin(connection)
+        else:
+            connection.used = True
+            connection.deadline = self.client.loop.time() + IDLE_TIME
+            self.idle.append(connection)
+
+    def retry(self, exchange: _Exchange) -> None:
+        """Carry an exchange out again, on a fresh connection."""
+        self.under_way -= 1
+        while self.idle:  # they are as old as the one that was closed
+            self.idle.pop().close()
+        self.queue.appendleft(exchange)
+        self.grow()
+
+    def lost(self, connection: _Connection) -> None:
+        """Forget a connection."""
+        if connection not in self.connections:
+            return  # it went before it was handed over: `_connect` sees to that
+        self.connections.remove(connection)
+        if connection in self.idle:
+            self.idle.remove(connection)
+        self.client.released()
+        self.grow()
+
+    def ended(self, exchange: _Exchange, result: Response | OutboundError) -> None:
+        """Tell what became of an exchange that was under way."""
+        self.under_way -= 1
+        self.client.ended(exchange.done, result)
+
+    def fail(self, error: OutboundError, until: float = math.inf) -> None:
+        """End everything that was asked for up to `until` (loop time), but nothing that this makes somebody ask for."""
+        gone = []
+        while self.queue and self.queue[0].since <= until:
+            gone.append(self.queue.popleft())
+        for exchange in gone:
+            self.client.ended(exchange.done, error)
+
+    def _begin(self, connection: _Connection) -> None:
+        self.under_way += 1
+        connection.begin(self.queue.popleft())
+
+    async def _connect(self) -> None:
+        since = self.client.loop.time()
+        try:
+            async with asyncio.timeout(CONNECT_TIME):
+                connection = await self._open()
+        except TimeoutError:
+            error: OutboundError = OutboundError("no connection in time")
+        except OutboundError as refusal:
+            error = refusal
+        except ssl.SSLError as failure:
+            error = OutboundError(f"TLS failed: {failure.reason or 'certificate not accepted'}")
+        except (OSError, ValueError) as failure:
+            error = OutboundError(getattr(failure, "strerror", None) or type(failure).__name__)
+        else:
+            self.connecting -= 1
+            self.connections.add(connection)
+            self.free(connection)
+            self.grow()
+            return
+        self.connecting -= 1
+        self.client.released()
+        if not self.connections:  # with one left, that one goes on
+            self.fail(error, since)  # what came later gets an attempt of its own
+            self.grow()
+
+    async def _open(self) -> _Connection:
+        """Return a connection to the first address that takes one."""
+        secure, host, port = self.key
+        addresses = [address for address in await self.client.look_up(host) if self.client.guard.allows(address)]
+        if not addresses:
+            raise ForbiddenError("the host has no address that may be reached")
+        last = OSError()
+        for address in addresses:
+            try:
+                async with asyncio.timeout(CONNECT_TIME / len(addresses)):
+                    _, connection = await self.client.loop.create_connection(
+                        lambda: _Connection(self),
+                        str(address),
+                        port,
+                        ssl=self.client.tls if secure else None,
+                        server_hostname=host.removesuffix(".") if secure else None,
+                    )
+            except OSError as error:  # TimeoutError is one
+                last = error
+            else:
+                if connection.transport is not None:
+                    return connection
+                last = ConnectionResetError("closed at once")
+        raise last
+
+
+class Client:
+    """Exchanges with any number of origins."""
+
+    def __init__(self, guard: Guard, per_origin: int = CONNECTIONS) -> None:
+        self.guard = guard
+        self.per_origin = per_origin
+        self.loop = asyncio.get_running_loop()
+        self.connections = 0  # open or opening
+        self.pending = 0  # exchanges that wait or are under way
+        self._origins: dict[tuple[bool, str, int], _Origin] = {}
+        self.hungry: dict[_Origin, None] = {}  # those without a connection, while there are too many; a set in order
+        self._names: dict[str, tuple[float, asyncio.Task[list[Address]]]] = {}  # when, and what, was looked up
+        self._lookups = asyncio.Semaphore(LOOKUPS)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._closed = False
+        self._tls: ssl.SSLContext | None = None
+        self._sweep = self.loop.call_later(SWEEP_TIME, self.sweep)
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """The settings of TLS: verified by the system's authorities, made when first needed."""
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+    def send(self, url: Url, method: str, target: str, done: Done, *, fields: str = "", body: bytes = b"") -> None:
+        """Send a request; `done` is called once, never from within, with the response or the error.
+
+        `fields` are lines of the head, each with its CRLF; they and `target` must come from checked parts.
+        """
+        exchange = _Exchange(request(url, method, target, fields, body), done, self.loop.time())
+        if self._closed:
+            self.loop.call_soon(done, OutboundError("stopped"))
+            return
+        origin = self._origins.get(url.origin)
+        if origin is None:
+            origin = self._origins[url.origin] = _Origin(self, url.origin)
+        self.pending += 1
+        self._settled.clear()
+        origin.submit(exchange)
+
+    async def exchange(self, url: Url, method: str, fields: str, body: bytes) -> Response:
+        """Send a request and return the response. Raises OutboundError."""
+        answer: asyncio.Future[Response | OutboundError] = self.loop.create_future()
+        self.send(url, method, url.target, lambda result: _tell(answer, result), fields=fields, body=body)
+        result = await answer
+        if isinstance(result, OutboundError):
+            raise result
+        return result
+
+    def waiting(self, url: Url) -> int:
+        """Return how many exchanges of the URL's origin wait or are under way."""
+        origin = self._origins.get(url.origin)
+        return len(origin.queue) + origin.under_way if origin else 0
+
+    def drop(self, url: Url, error: OutboundError) -> None:
+        """End what waits for the URL's origin, but not what is under way."""
+        origin = self._origins.get(url.origin)
+        if origin is not None:
+            origin.fail(error)
+
+    async def settle(self) -> None:
+        """Wait until nothing is pending."""
+        while self.pending:
+            await self._settled.wait()
+
+    def ended(self, done: Done, result: Response | OutboundError) -> None:
+        """Note that an exchange is no longer pending, and tell; what goes wrong there is not to harm others."""
+        self.pending -= 1
+        if not self.pending:
+            self._settled.set()
+        try:
+            done(result)
+        except Exception as error:
+            self.loop.call_exception_handler({"message": "a callback of outbound.Client failed", "exception": error})
+
+    def make_room_for(self, origin: _Origin) -> None:
+        """Let an origin have the next connection that another gives up; ask one that is idle to."""
+        if origin in self.hungry:
+            return
+        self.hungry[origin] = None
+        for other in self._origins.values():
+            if other.idle:
+                other.idle.pop(0).close()
+                return
+
+    def released(self) -> None:
+        """Note that a connection is gone."""
+        self.connections -= 1
+        while self.hungry and self.connections < ALL_CONNECTIONS:
+            origin = next(iter(self.hungry))
+            del self.hungry[origin]
+            origin.grow()
+
+    def sweep(self) -> None:
+        """End what is past its deadline, forget origins without work and names looked up long ago; again and again."""
+        self._sweep = self.loop.call_later(SWEEP_TIME, self.sweep)
+        now = self.loop.time()
+        for key, origin in list(self._origins.items()):
+            for connection in [c for c in origin.connections if c.deadline < now]:
+                connection.close(f"no response within {EXCHANGE_TIME:g} s")
+            origin.fail(DroppedError(f"waited {QUEUE_TIME:g} s for a connection"), now - QUEUE_TIME)
+            if not (origin.connections or origin.connecting or origin.queue):
+                self.hungry.pop(origin, None)
+                del self._origins[key]
+        for name in [name for name, (since, _) in self._names.items() if since < now - LOOKUP_TIME]:
+            del self._names[name]
+
+    def close(self) -> None:
+        """Close everything; what waits ends with an error."""
+        self._closed = True
+        self._sweep.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for origin in list(self._origins.values()):
+            self.connections -= origin.connecting
+            origin.connecting = 0
+            origin.fail(OutboundError("stopped"))
+            for connection in list(origin.connections):
+                connection.close("stopped")
+
+    def spawn(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
+        """Run a coroutine in the background, and keep hold of it."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def look_up(self, host: str) -> list[Address]:
+        """Return a host's addresses, as looked up within the last LOOKUP_TIME seconds. Raises OSError."""
+        with contextlib.suppress(ValueError):
+            return [ip_address(host)]
+        since, task = self._names.get(host, (-math.inf, None))
+        if task is None or since < self.loop.time() - LOOKUP_TIME:
+            task = self.spawn(self._resolve(host))
+            self._names[host] = self.loop.time(), task
+        return await asyncio.shield(task)  # others may wait for it too
+
+    async def _resolve(self, host: str) -> list[Address]:
+        async with asyncio.timeout(CONNECT_TIME):
+            await self._lookups.acquire()  # until the thread ends, which may be long after anybody waits for it
+            answer: asyncio.Future[list[Address]] = self.loop.create_future()
+            try:
+                # A daemon: a resolver can take half a minute, and the process's end is not to wait for it.
+                threading.Thread(target=self._look_up, args=(host, answer), name="lookup", daemon=True).start()
+            except RuntimeError:
+                self._lookups.release()
+                raise OSError("no thread to look the name up") from None
+            return await answer
+
+    def _look_up(self, host: str, answer: "asyncio.Future[list[Address]]") -> None:
+        """Look a host up, in a thread."""
+        found: list[Address] | Exception
+        try:
+            found = resolve(host)
+        except Exception as error:
+            found = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self._looked_up, answer, found)
+
+    def _looked_up(self, answer: "asyncio.Future[list[Address]]", found: list[Address] | Exception) -> None:
+        self._lookups.release()
+        if answer.done():
+            return  # it took too long
+        if isinstance(found, Exception):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+
+def resolve(host: str) -> list[Address]:
+    """Look a host up, waiting for it; return its addresses. Raises OSError."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ip_address(address[0]) for *_, address in found))
+
+
+def _tell(answer: "asyncio.Future[Response | OutboundError]", result: Response | OutboundError) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
+def request(url: Url, method: str, target: str, fields: str, body: bytes) -> bytes:
+    """Return a request's bytes."""
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    port = "" if url.port == (443 if url.secure else 80) else f":{url.port}"
+    head = f"{method} {target} HTTP/1.1\r\nHost: {host}{port}\r\nUser-Agent: verve\r\n{fields}"
+    if url.authorization:
+        head += f"Authorization: {url.authorization}\r\n"
+    if body or method == "POST":
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return head.encode("ascii") + b"\r\n" + body
