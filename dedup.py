@@ -31,13 +31,19 @@ In Redis a window is one set. Its life, and what keeps each id in exactly one wi
   the others do, and after an outage of the whole fleet the windows that hold ids are reported by the first
   instance that is back. Windows that nobody lived through and that hold nothing are not reported. An empty window
   that only an instance cut off from Redis lived through is not, either, once the others have reported a newer one.
-- A Redis that has lost its data closes nothing for SETTLE seconds, so that every instance can bring back what it has.
+- A Redis that may have lost data closes nothing for SETTLE seconds, and for as long again after each chunk that an
+  instance brings back. That is a Redis where ARRIVE, the first thing said on a connection, finds no mark of its own or
+  that of another server (`run_id`): emptied, restarted from an old snapshot, or a replica that was promoted. The mark
+  is named in every ROLL, so that an instance whose link stood through a FLUSHALL learns of it too, at the next edge.
 - The string and the sets expire after KEEP, the last resort; a process does not store in a window that is over by
   its own clock, so it can't open a forgotten one again.
 
 An id stored by this process is kept in its own sets too, until its window is reported. A duplicate of it needs no
 trip; and after every reconnect all of them are stored again before new ids are taken, so a Redis that comes back
 empty has lost nothing that a living instance acknowledged.
+
+An id with somebody to be told the count (a callback) is stored by COUNT instead, a script, which says for each id
+whether it was new and how many there are with it.
 
 The link to Redis is one connection and one task. When it fails, or does not answer in time, everything that waits
 is told so; what was under way is not sent again, since it may have been stored. Until it is back, after 50 ms to
@@ -76,18 +82,22 @@ FREE_EVERY = 0.003  # seconds from one time to the next; some 2 million ids are 
 
 MAX_WAITING = 50_000  # ids that may wait for Redis in one process: half a second's worth
 MAX_BATCH = 10_000  # ids in one round trip: some 5 ms of Redis's time
+MAX_COUNTED = 2_000  # of those that are counted one by one
 REPLAY_CHUNK = 1_000  # ids in one SADD of a replay
 ROLL_LIMIT = 100  # windows closed by one call of ROLL: some 2 ms of Redis's time
 REPORTS = 10_080  # entries kept in the stream: a week of minutes
 KEEP = 2 * 86_400  # seconds after which Redis may forget a window's keys, two windows at least
-SETTLE = 1.5  # seconds after a loss of data in which nothing is closed: longer than any instance takes to be back
+SETTLE = 1.5  # seconds after a loss of data in which nothing is closed: longer than it takes to connect again
+SETTLE_ALL = 60.0  # seconds after which windows are closed whoever still brings ids back
 RETRY = (0.05, 1.0)  # seconds between attempts to connect, doubling from the first to the second
+LEASE = 10.0  # seconds after which another instance delivers reports, when the one that did is silent
 ALIVE_EVERY = 1.0  # seconds after which an idle link is tried
 
 log = logging.getLogger("verve.store")
 
 Command = tuple[str, ...]
 Done = Callable[[int], None]  # takes what became of an id, once
+Counted = Callable[[int, int], None]  # takes the start of a window and the fleet's count in it
 
 
 class Store(Protocol):
@@ -98,8 +108,11 @@ class Store(Protocol):
     count: int  # ids in the open window, as far as this process knows
     place: str  # where the ids are, in words
 
-    def add(self, number: int, later: Callable[[], Done]) -> int | None:
-        """Put an id into the open window. Return what became of it, or None if that will be told to `later()`."""
+    def add(self, number: int, later: Callable[[], Done], counted: Counted | None = None) -> int | None:
+        """Put an id into the open window. Return what became of it, or None if that will be told to `later()`.
+
+        If it is new in its window, `counted` is told the count with it.
+        """
 
     def remaining(self) -> float:
         """Return the seconds until `roll` has something to do; less than 0 if it has."""
@@ -107,8 +120,8 @@ class Store(Protocol):
     async def roll(self) -> Iterable[tuple[int, int]]:
         """Close what is over and open the window of now; return start and count of each closed one, oldest first."""
 
-    async def start(self, timeout: float) -> None:
-        """Wait until ids can be taken, for at most `timeout` seconds."""
+    async def start(self, timeout: float) -> bool:
+        """Wait until ids can be taken, for at most `timeout` seconds; return whether they can."""
 
     async def failure(self) -> None:
         """Return never; raise StoreError when the store turns out to be of no use."""
@@ -156,7 +169,7 @@ class MemoryStore:
         self._clock = clock
         self._ids = Ids()
 
-    def add(self, number: int, later: Callable[[], Done]) -> int | None:
+    def add(self, number: int, later: Callable[[], Done], counted: Counted | None = None) -> int | None:
         """Put an id into the open window: NEW, DUPLICATE or FULL, always at once."""
         ids = self._ids.shards[number % SHARDS]
         if number in ids:
@@ -165,6 +178,8 @@ class MemoryStore:
             return FULL
         ids.add(number)
         self.count += 1
+        if counted is not None:
+            counted(self.window, self.count)
         return NEW
 
     def remaining(self) -> float:
@@ -187,8 +202,9 @@ class MemoryStore:
         for empty in range(window + self.seconds, end, self.seconds):
             yield empty, 0
 
-    async def start(self, timeout: float) -> None:
+    async def start(self, timeout: float) -> bool:
         """Nothing is waited for."""
+        return True
 
     async def failure(self) -> None:
         """Return never."""
@@ -204,6 +220,8 @@ class MemoryStore:
 class StoreError(Exception):
     """The store can't be used as it is, and no waiting will help; says what to do."""
 
+
+KEYS = ("open", "reports")  # index and stream, after the prefix
 
 # Both scripts see windows as the index has them: a sorted set of members "NAME SECONDS" by start. `last` is the
 # start of the newest report there ever was, whether it still stands in the stream or not.
@@ -233,10 +251,43 @@ return 1
 """
 )
 
-# KEYS: index, stream, length of a window, settling. ARGV: prefix, length, keep, limit, entries to keep, the first
-# window that may not have been reported, then pairs of start and member: windows that the caller lived through.
-# Returns Redis's time, the open window's start, how many windows are still to be closed now, the start of the newest
-# that was reported before, and whether Redis settles after a loss of data, so that nothing is closed yet.
+# KEYS: set of the window. ARGV: ids. Returns, for each, whether it was new and how many there are with it. Nothing is
+# stored if the first can't be. Redis 6.2 hides the kind of an error that it does not get through pcall.
+COUNT = """
+local replies = {}
+for i, id in ipairs(ARGV) do
+  local new = redis.pcall('SADD', KEYS[1], id)
+  if type(new) == 'table' then
+    return new
+  end
+  replies[2 * i - 1] = new
+  replies[2 * i] = redis.call('SCARD', KEYS[1])
+end
+return replies
+"""
+
+# KEYS: mark, settling. ARGV: run_id, keep. Returns the mark, "RUN_ID TIME": when and where data may have been lost.
+ARRIVE = """
+redis.call('EXPIRE', KEYS[1], ARGV[2])  -- a write that is allowed when memory is full, and allows the others
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local settling = tonumber(redis.call('GET', KEYS[2]) or 0)
+local mark = redis.call('GET', KEYS[1])
+if not mark or string.match(mark, '^%S+') ~= ARGV[1] then
+  mark = ARGV[1] .. string.format(' %.6f', now)
+  redis.call('SET', KEYS[1], mark, 'EX', ARGV[2])
+  settling = now
+end
+if settling >= now and now < tonumber(string.match(mark, '%S+$')) + SETTLE_ALL then
+  redis.call('SET', KEYS[2], string.format('%.6f', now + SETTLE), 'EX', SETTLE_ALL)
+end
+return mark
+""".replace("SETTLE_ALL", f"{SETTLE_ALL:.0f}").replace("SETTLE", str(SETTLE))
+
+# KEYS: index, stream, length of a window, settling, mark. ARGV: prefix, length, keep, limit, entries to keep, the first
+# window that may not have been reported, the mark that was found on arrival, then pairs of start and member: windows
+# that the caller lived through. Returns Redis's time, the open window's start, how many windows are still to be closed
+# now, the start of the newest that was reported before, and whether Redis settles, so that nothing is closed yet.
 ROLL = (
     _NEWEST
     + """
@@ -245,15 +296,14 @@ local other = redis.call('GET', KEYS[3])
 if other and other ~= ARGV[2] then
   return redis.error_reply('WINDOW ' .. other)
 end
-redis.call('EXPIRE', KEYS[3], 1)  -- a write that is allowed when memory is full, and allows the others
+if redis.call('GET', KEYS[5]) ~= ARGV[7] then
+  return redis.error_reply('LOST')
+end
+redis.call('EXPIRE', KEYS[5], ARGV[3])  -- a write that is allowed when memory is full, and allows the others
 redis.call('SET', KEYS[3], ARGV[2], 'EX', 2 * length + 60)
 local time = redis.call('TIME')
 local now = tonumber(time[1])
-local exactly = now + tonumber(time[2]) / 1e6
-if not other then
-  redis.call('SET', KEYS[4], string.format('%.6f', exactly + SETTLE), 'EX', 60)
-end
-local settling = tonumber(redis.call('GET', KEYS[4]) or 0) > exactly and 1 or 0
+local settling = tonumber(redis.call('GET', KEYS[4]) or 0) > now + tonumber(time[2]) / 1e6 and 1 or 0
 if settling == 1 and tonumber(ARGV[6]) - 1 > last then
   -- The stream is new, and has forgotten what was reported before.
   if last < 0 then
@@ -264,7 +314,7 @@ if settling == 1 and tonumber(ARGV[6]) - 1 > last then
   redis.call('XSETID', KEYS[2], string.format('%d', last) .. '000-0')
 end
 local open = math.max(now - now % length, (math.floor(last / length) + 1) * length)
-for i = 7, #ARGV, 2 do
+for i = 8, #ARGV, 2 do
   local start = tonumber(ARGV[i])
   if start > last and start < open then
     redis.call('ZADD', KEYS[1], start, ARGV[i + 1])
@@ -298,7 +348,18 @@ local left = redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. open)
 left = settling == 1 and 0 or left
 return {time[1], time[2], string.format('%d', open), left, string.format('%d', before), settling}
 """
-).replace("SETTLE", str(SETTLE))
+)
+
+# Of the webhook's lease. KEYS: lease. ARGV: token, milliseconds.
+HOLD = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+LET_GO = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 # What an error that Redis answers with means, and what to do.
 ADVICE = {
@@ -334,7 +395,9 @@ class RedisStore:
         self.up = False  # the link stands, and ids are taken
         self.why = ""  # in words, once it is not up
         self.evicting = ""  # the policy by which Redis may drop ids
+        self.reported = asyncio.Event()  # set when there are new reports in the stream
         self.told = 0  # windows that start before this one are told, or not ours to tell
+        self.first = 0  # what `told` was when Redis was first reached
         self._lived = 0  # the first window that this process lived through and has not seen closed
         self._resume = resume
         self._options = redis.asyncio.ConnectionPool.from_url(
@@ -351,11 +414,15 @@ class RedisStore:
         self._numbers: list[int] = []  # ids that wait, and whom to tell
         self._dones: list[Done] = []
         self._since = 0.0  # loop time at which the first of them came
+        self._counted: list[tuple[int, Done, Counted]] = []  # ids that wait to be counted one by one
+        self._counted_since = 0.0
+        self._queries: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
         self._asked: list[asyncio.Future[None]] = []  # rolls that wait
         self._reports: list[tuple[int, int]] = []  # start and count of windows that `roll` will return
         self._wake: asyncio.Future[None] | None = None  # of the link's task, while it has nothing to do
         self._offset = 0.0  # Redis's time less this process's monotonic time
         self._opened = False  # OPEN was sent for the window, on this connection
+        self._mark = ""  # what ARRIVE said on this connection
         self._refused = ""  # the error that batches are refused with, as logged
         self._stopping = False
         self._connection: redis.asyncio.Connection
@@ -363,12 +430,14 @@ class RedisStore:
         self._ready: asyncio.Future[None] = self._loop.create_future()  # done when it is up for the first time
         self._task = asyncio.create_task(self._link())
 
-    def add(self, number: int, later: Callable[[], Done]) -> int | None:
+    def add(self, number: int, later: Callable[[], Done], counted: Counted | None = None) -> int | None:
         """Put an id into the open window: DUPLICATE at once if this process stored it, else as Redis answers."""
         if not self.up:
             return DOWN
         if number in self._ids.shards[number % SHARDS]:
             return DUPLICATE
+        if counted is not None:
+            return self._add_counted(number, later, counted)
         if len(self._numbers) >= MAX_WAITING:
             return BUSY
         if not self._numbers:
@@ -378,6 +447,24 @@ class RedisStore:
         self._numbers.append(number)
         self._dones.append(later())
         return None
+
+    def _add_counted(self, number: int, later: Callable[[], Done], counted: Counted) -> int | None:
+        if len(self._counted) >= MAX_WAITING:
+            return BUSY
+        if not self._counted:
+            self._counted_since = self._loop.time()
+            self._rouse()
+        self._counted.append((number, later(), counted))
+        return None
+
+    async def query(self, *commands: Command) -> list[Any]:
+        """Send commands that count nothing; return their replies, errors among them. Raises RedisError if away."""
+        if not self.up:
+            raise redis.ConnectionError(self.why)
+        replies: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._queries.append((commands, replies))
+        self._rouse()
+        return await replies
 
     def now(self) -> float:
         """Return Redis's time, Unix seconds, as well as this process knows it."""
@@ -403,15 +490,19 @@ class RedisStore:
         reports, self._reports = self._reports, []
         return reports
 
-    async def start(self, timeout: float) -> None:
-        """Wait for the link, for at most `timeout` seconds. Raises StoreError if Redis is of no use."""
+    async def start(self, timeout: float) -> bool:
+        """Wait for the link, for at most `timeout` seconds; return whether it stands. Raises StoreError."""
         await asyncio.wait([self._ready, self._failed], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
             self._failed.result()
+        return self.up
 
     async def failure(self) -> None:
         """Return never; raise StoreError when Redis turns out to be of no use."""
-        await self._failed
+        await asyncio.wait([self._failed, self._task], return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            self._failed.result()
+        self._task.result()
 
     async def stop(self) -> None:
         """Settle what waits, as long as the caller has patience, and disconnect."""
@@ -465,38 +556,44 @@ class RedisStore:
                 delay = min(2 * delay, RETRY[1])
 
     def _down(self, why: str) -> None:
-        """Tell all who wait that the link is gone; log it if that is news."""
-        if self.up or not self.why or (why != self.why and why.startswith(tuple(ADVICE.values()))):
-            log.warning("Redis is away, requests fail: %s", why)
+        """Tell all who wait that the link is gone, and the log if that is news."""
+        news = self.up or not self.why or (advice_in(why) != advice_in(self.why) and advice_in(why))
         self.up = False
         self.why = why
-        dones, self._numbers, self._dones = self._dones, [], []
+        dones = self._dones + [done for _, done, _ in self._counted]
+        self._numbers, self._dones, self._counted = [], [], []
         asked, self._asked = self._asked, []
+        queries, self._queries = self._queries, []
         for done in dones:
             done(LOST)
+        for _, replies in queries:
+            if not replies.done():
+                replies.set_exception(redis.ConnectionError(why))
         for future in asked:
             if not future.done():
                 future.set_result(None)
+        if news:
+            log.warning("Redis is away, requests fail: %s", why)
 
     async def _connect(self) -> None:
         """Connect, agree on the time, store the open window's ids again, and take ids from then on."""
         async with asyncio.timeout(max(self.timeout, RETRY[1])):
             await self._connection.connect()  # type: ignore[no-untyped-call]
-        await self._check()
+        arrive = await self._check()
         self._opened = False
-        count = self.count
+        count = 0
         for window, ids in [*self._past, (self.window, self._ids)]:
-            await self._replay(window, ids)
+            count += await self._replay(window, ids, arrive)
         await self._roll()
         self.up = True
-        if self.why:
-            log.warning("Redis is back; %d ids of the open window were stored again", count)
-        self.why = ""
+        why, self.why = self.why, ""
+        if why:
+            log.warning("Redis is back; ids that were stored again: %d", count)
         if not self._ready.done():
             self._ready.set_result(None)
 
-    async def _check(self) -> None:
-        """Refuse a Redis that is too old; warn of one that may drop ids."""
+    async def _check(self) -> Command:
+        """Refuse a Redis that is too old, warn of one that may drop ids; arrive, and return the command that does."""
         server, memory = await self._trip([("INFO", "server"), ("INFO", "memory")])
         for reply in (server, memory):
             if isinstance(reply, redis.ResponseError):
@@ -506,33 +603,48 @@ class RedisStore:
         if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
             raise StoreError(f"Redis {version} is too old: expected 6.2 or newer, or Valkey")
         policy = info.get("maxmemory_policy", "noeviction")
-        self.evicting = policy if policy != "noeviction" and info.get("maxmemory", "0") != "0" else ""
-        if self.evicting:
+        evicting = policy if policy != "noeviction" and info.get("maxmemory", "0") != "0" else ""
+        if evicting and evicting != self.evicting:
             log.warning("Redis may evict ids unseen: set its maxmemory-policy to noeviction (it is %s)", policy)
+        self.evicting = evicting
+        arrive = ("EVAL", ARRIVE, "2", *self._names("mark", "settling"), info.get("run_id", "?"), self._keep())
+        (mark,) = await self._trip([arrive])
+        if isinstance(mark, redis.ResponseError):
+            raise mark
+        self._mark = mark.decode()
+        return arrive
 
-    async def _replay(self, window: int, ids: Ids) -> None:
-        """Store a window's ids again, unless it is closed."""
+    async def _replay(self, window: int, ids: Ids, arrive: Command) -> int:
+        """Store a window's ids again, unless it is closed; return how many there were."""
         key = self._key(window)
         before, after = self._opening(window)
         chunk: list[int] = []
+        count = 0
         for shard in [*ids.sets, None]:
             if shard is not None:
                 chunk += shard
             if chunk and (len(chunk) >= REPLAY_CHUNK or shard is None):
-                for reply in await self._trip([before, sadd(key, chunk), after]):
+                for reply in await self._trip([arrive, before, sadd(key, chunk), after]):
                     if isinstance(reply, redis.ResponseError):
                         if code_of(reply) == "WRONGTYPE":
-                            return
+                            return 0
                         raise reply
+                count += len(chunk)
                 chunk = []
+        return count
 
     async def _serve(self) -> None:
         """Send what waits, batch by batch, until stopped."""
         while True:
             if self._asked:
                 await self._answer_rolls()
-            elif self._numbers:
-                await self._batch()
+            elif self._numbers or self._counted or self._queries:  # each gets its turn, whatever the others have
+                if self._counted:  # first: an id that waits in both is new to the one who wants to be told
+                    await self._batch_counted()
+                if self._numbers:
+                    await self._batch()
+                if self._queries:
+                    await self._answer_query()
             elif self._stopping:
                 self.up = False
                 return
@@ -542,7 +654,7 @@ class RedisStore:
                 await self._wake
                 timer.cancel()
                 self._wake = None
-                if not (self._asked or self._numbers or self._stopping):
+                if not (self._asked or self._numbers or self._counted or self._queries or self._stopping):
                     await self._trip([("PING",)])
             if await self._connection.can_read():
                 raise redis.ConnectionError("the connection was closed")
@@ -551,19 +663,35 @@ class RedisStore:
         """Store the ids that wait, in one round trip, and tell those who wait for them."""
         numbers, dones = self._numbers, self._dones
         self._numbers, self._dones = numbers[MAX_BATCH:], dones[MAX_BATCH:]
+        deadline = self._since + self.timeout
         if self._numbers:
             numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
-        try:
-            window, refused = await self._store(numbers, self._since + self.timeout)
-        except BaseException:
-            for done in dones:
-                done(LOST)
-            raise
+            self._since = self._loop.time()  # later than they came, but never a deadline for those that come
+        window, refused, _ = await self._store(lambda key: sadd(key, numbers), deadline, dones)
+        self._settle(numbers, dones, window, refused)
+
+    async def _batch_counted(self) -> None:
+        """Store the ids that wait to be counted one by one; tell who waits for them, and of those that are new."""
+        batch, self._counted = self._counted[:MAX_COUNTED], self._counted[MAX_COUNTED:]
+        deadline = self._counted_since + self.timeout
+        self._counted_since = self._loop.time()
+        numbers = [number for number, _, _ in batch]
+        dones = [done for _, done, _ in batch]
+        command = ("EVAL", COUNT, "1")
+        window, refused, counts = await self._store(
+            lambda key: b"".join(self._connection.pack_command(*command, key, *numbers)), deadline, dones
+        )
+        self._settle(numbers, dones, window, refused)
+        if not refused:
+            for (_, _, counted), new, count in zip(batch, counts[::2], counts[1::2], strict=True):
+                if new:
+                    counted(window, count)
+
+    def _settle(self, numbers: list[int], dones: list[Done], window: int, refused: str) -> None:
+        """Note ids that are stored in `window`, or refused for a reason, and tell those who wait for them."""
         if refused:
-            if refused != self._refused:
+            if advice_in(refused) != advice_in(self._refused) or not self._refused:
                 log.error("Redis refuses ids, requests fail: %s", refused)
-            for done in dones:
-                done(REFUSED)
         else:
             if self._refused:
                 log.warning("Redis takes ids again")
@@ -574,43 +702,61 @@ class RedisStore:
                     if number not in ids:
                         ids.add(number)
                         self.count += 1
-            for done in dones:
-                done(STORED)
         self._refused = refused
+        outcome = REFUSED if refused else STORED
+        for done in dones:
+            done(outcome)
 
-    async def _store(self, numbers: list[int], deadline: float) -> tuple[int, str]:
-        """Store ids in the open window by `deadline` (loop time).
+    async def _store(self, pack: Callable[[str], bytes], deadline: float, dones: list[Done]) -> tuple[int, str, Any]:
+        """Store ids in the open window by `deadline` (loop time), with the command that `pack` makes for its key.
 
-        Return the window that they are in and "", or the one tried last and why Redis refuses them.
+        Return the window that they are in, "", and the reply; or the window tried last, and why Redis refuses them. On
+        a failure of the link, tell `dones` so. The command stores all or nothing.
         """
-        while True:
-            self._turn()
-            window = self.window
-            packed = sadd(self._key(window), numbers)
-            if self._opened:
-                (reply,) = await self._trip([packed], deadline)
-            else:
-                before, after = self._opening(window)
-                opened, reply, _ = await self._trip([before, packed, after], deadline)
-                if isinstance(opened, redis.ResponseError):
-                    reply = opened  # the ids may be stored, but would not be found again if all died now
-                self._opened = window == self.window and not isinstance(reply, redis.ResponseError)
-            if not isinstance(reply, redis.ResponseError):
-                return window, ""
-            code = code_of(reply)
-            if code in LINK_ERRORS:
-                raise reply
-            if code == "WRONGTYPE":
-                await self._roll()
-                if self.window != window:
-                    continue  # it was closed, and another is open now
-            return window, advise(reply)
+        try:
+            while True:
+                self._turn()
+                window = self.window
+                packed = pack(self._key(window))
+                if self._opened:
+                    (reply,) = await self._trip([packed], deadline)
+                else:
+                    before, after = self._opening(window)
+                    opened, reply, _ = await self._trip([before, packed, after], deadline)
+                    if isinstance(opened, redis.ResponseError):
+                        reply = opened  # the ids may be stored, but would not be found again if all died now
+                    self._opened = window == self.window and not isinstance(reply, redis.ResponseError)
+                if not isinstance(reply, redis.ResponseError):
+                    return window, "", reply
+                code = code_of(reply)
+                if code in LINK_ERRORS:
+                    raise reply
+                if code == "WRONGTYPE":
+                    await self._roll()
+                    if self.window != window:
+                        continue  # it was closed, and another is open now
+                return window, advise(reply), None
+        except BaseException:
+            for done in dones:
+                done(LOST)
+            raise
 
     def _opening(self, window: int) -> tuple[Command, Command]:
         """Return what goes before and behind the first command that stores ids in a window."""
         key, keep = self._key(window), self._keep()
-        index, stream = self._keys()
-        return ("EVAL", OPEN, "3", index, stream, key, str(window), self._member(window), keep), ("EXPIRE", key, keep)
+        keys = (*self._names(*KEYS), key)
+        return ("EVAL", OPEN, "3", *keys, str(window), self._member(window), keep), ("EXPIRE", key, keep)
+
+    async def _answer_query(self) -> None:
+        commands, replies = self._queries.pop(0)
+        try:
+            got = await self._trip(commands)
+        except BaseException as error:
+            if not replies.done():
+                replies.set_exception(redis.ConnectionError(advise(error)))
+            raise
+        if not replies.done():
+            replies.set_result(got)
 
     async def _answer_rolls(self) -> None:
         asked, self._asked = self._asked, []
@@ -627,11 +773,11 @@ class RedisStore:
         while more:
             mine = range(self._lived, self.window + 1, self.seconds)[:ROLL_LIMIT] if self.window else range(0)
             lived = [text for start in mine for text in (str(start), self._member(start))]
-            arguments = (self.prefix, self.seconds, self._keep(), ROLL_LIMIT, REPORTS, self.told, *lived)
+            arguments = (self.prefix, self.seconds, self._keep(), ROLL_LIMIT, REPORTS, self.told, self._mark, *lived)
             before = time.monotonic()
             rolled, entries = await self._trip(
                 [
-                    ("EVAL", ROLL, "4", *self._keys(), *self._names("window", "settling"), *map(str, arguments)),
+                    ("EVAL", ROLL, "5", *self._names(*KEYS, "window", "settling", "mark"), *map(str, arguments)),
                     ("XRANGE", f"{self.prefix}:reports", f"{self.told}000-0", "+", "COUNT", str(2 * ROLL_LIMIT)),
                 ]
             )
@@ -643,13 +789,15 @@ class RedisStore:
                             f"the instances of --key-prefix {self.prefix} count windows of {length} s, not of "
                             f"{self.seconds} s: start this one with --window {length} or another prefix"
                         )
+                    if code_of(reply) == "LOST":
+                        raise redis.ConnectionError("it has lost its data")
                     raise reply
             seconds, microseconds, opened, left, newest, settling = map(int, rolled)
             self._offset = seconds + microseconds / 1e6 - (before + time.monotonic()) / 2
             if not self.window:  # the first time: what was reported before is not ours to tell
                 self._turn(opened)
                 self._lived = min(opened, -(-self._resume // self.seconds) * self.seconds or opened)
-                self.told = self._resume or newest + 1
+                self.told = self.first = self._resume or newest + 1
                 continue
             self._turn(opened)
             for entry, fields in entries:
@@ -658,6 +806,7 @@ class RedisStore:
                 with contextlib.suppress(KeyError, ValueError):  # not one of ours
                     self._reports.append((start, int(report[b"count"])))
                 self.told = max(self.told, start + 1)
+                self.reported.set()
             if settling:
                 return
             if mine:
@@ -694,7 +843,8 @@ class RedisStore:
 
     def _oldest(self) -> float:
         """Return the loop time at which the oldest id that waits came; now, if there is none."""
-        return self._since if self._numbers else self._loop.time()
+        since = self._since if self._numbers else self._loop.time()
+        return min(since, self._counted_since) if self._counted else since
 
     def _keep(self) -> str:
         return str(max(KEEP, 2 * self.seconds))
@@ -705,11 +855,99 @@ class RedisStore:
     def _names(self, *names: str) -> tuple[str, ...]:
         return tuple(f"{self.prefix}:{name}" for name in names)
 
-    def _keys(self) -> tuple[str, ...]:
-        return self._names("open", "reports")
-
     def _member(self, start: int) -> str:
         return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%M:%SZ} {self.seconds}"
+
+
+class Outbox:
+    """The reports of the stream, one after the other, for the one instance at a time that delivers them.
+
+    The consumer group `webhook` remembers what was delivered; it begins with the first window closed after it was made.
+    All instances read as one consumer, so what one has taken and not delivered is the next one's first. Who may deliver
+    is settled by a lease, a key that expires; who has lost it stops before the next attempt.
+    """
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        self._stream, self._lease = f"{store.prefix}:reports", f"{store.prefix}:webhook"
+        self._token = f"{random.getrandbits(128):032x}"
+        self._entry = ""
+        self._why = ""  # in words, if Redis does not let us
+
+    async def next(self) -> tuple[str, int, int, bool]:
+        """Return name, length, count (and True) of the window to deliver next, as soon as there is one for us."""
+        while True:
+            with contextlib.suppress(redis.RedisError):
+                if await self.keep():
+                    self._entry, fields = await self._oldest()
+                    if report := read(fields):
+                        return report
+                    if self._entry:
+                        await self.done()  # it was trimmed away, or is not one of ours
+                        continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEASE / 3 * random.uniform(0.5, 1)):  # noqa: S311
+                    await self._store.reported.wait()
+            self._store.reported.clear()
+
+    async def _oldest(self) -> tuple[str, list[bytes]]:
+        """Return id and fields of the first entry that is not delivered; "" if there is none."""
+        begin = f"{max(0, 1000 * self._store.first - 1)}-0"  # not "$": if the stream was lost, all in it is new
+        create = ("XGROUP", "CREATE", self._stream, "webhook", begin, "MKSTREAM")
+        for position in ("0", ">"):  # taken before, but not delivered; then new ones
+            take = ("XREADGROUP", "GROUP", "webhook", "all", "COUNT", "1", "STREAMS", self._stream, position)
+            created, found = await self._store.query(create, take)
+            if isinstance(found, redis.ResponseError):
+                self._note(created if code_of(found) == "NOGROUP" else found)
+                raise found
+            self._note()
+            for entry, fields in found[0][1] if found else ():
+                return entry.decode(), fields or []
+        return "", []
+
+    def _note(self, error: redis.ResponseError | None = None) -> None:
+        """Log that Redis does not let us deliver, or does again, if that is news."""
+        why = advise(error) if error else ""
+        if why != self._why:
+            if why:
+                log.error("Redis refuses the webhook's commands, no report is delivered: %s", why)
+            else:
+                log.warning("Redis takes the webhook's commands again")
+        self._why = why
+
+    async def keep(self) -> bool:
+        """Take the lease or keep it; return whether we have it."""
+        try:
+            (held,) = await self._store.query(("EVAL", HOLD, "1", self._lease, self._token, str(int(LEASE * 1000))))
+        except redis.RedisError:
+            return False
+        if isinstance(held, redis.ResponseError):
+            self._note(held)
+        return bool(held == 1)
+
+    async def done(self) -> None:
+        """Note that what `next` returned is delivered; if that fails, it will be delivered again."""
+        with contextlib.suppress(redis.RedisError):
+            await self._store.query(("XACK", self._stream, "webhook", self._entry))
+
+    async def settle(self) -> None:
+        """What is not delivered stays in the stream, for another instance or another day."""
+
+    async def close(self) -> None:
+        """Let another have the lease."""
+        with contextlib.suppress(redis.RedisError):
+            await self._store.query(("EVAL", LET_GO, "1", self._lease, self._token))
+
+
+def read(fields: list[bytes]) -> tuple[str, int, int, bool] | None:
+    """Return name, length, count (and True) of the window that an entry of the stream tells of, if it does."""
+    report = dict(zip(fields[::2], fields[1::2], strict=True))
+    try:
+        name = report[b"window"].decode("ascii")
+        datetime.strptime(name, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        return name, int(report[b"seconds"]), int(report[b"count"]), True
+    except (KeyError, ValueError):
+        return None
 
 
 def place(url: str) -> str:
@@ -725,13 +963,18 @@ def sadd(key: str, numbers: Iterable[int]) -> bytes:
     return (start + "".join([f"${len(text)}\r\n{text}\r\n" for text in texts])).encode("ascii")
 
 
-def code_of(error: Exception) -> str:
+def code_of(error: BaseException) -> str:
     """Return the first word of an error that Redis answered with, which says what kind it is."""
     return getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
 
 
-def advise(error: Exception) -> str:
+def advise(error: BaseException) -> str:
     """Return what an error means and what to do, in one line of printable text."""
     text = " ".join(ascii(str(error))[1:-1].split())[:200]
     advice = ADVICE.get(code_of(error))
     return f"{advice} ({text})" if advice else text
+
+
+def advice_in(text: str) -> str:
+    """Return what `advise` said to do, without Redis's words, which may differ from time to time."""
+    return next((advice for advice in ADVICE.values() if text.startswith(advice)), "")

@@ -68,9 +68,8 @@ _fields_that_matter = re.compile(
     rb"\n(host|content-length|transfer-encoding|expect):[ \t]*([^\r]*)"  # of a section that llhttp has accepted
 ).findall
 _close_too = re.compile(rb"\nconnection:(?:[^\r]*[ \t,])?close[ \t]*[,\r]").search
-_host = re.compile(
-    rb"(?:(?:[0-9a-z._~!$&'()*+,;=-]|%[0-9a-f]{2})+|\[[0-9a-f:.]+\])(?::[0-9]*)?"
-).fullmatch  # RFC 3986, 3.2.2
+HOST = rb"(?:(?:[0-9a-z._~!$&'()*+,;=-]|%[0-9a-f]{2})+|\[[0-9a-f:.]+\])(?::[0-9]*)?"  # RFC 3986, 3.2.2, lower case
+_host = re.compile(HOST).fullmatch
 
 
 class Answer:

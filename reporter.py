@@ -5,20 +5,52 @@ from the epoch and is asked of the store anew after every nap of at most a secon
 machine that slept, is noticed within that second, and no error adds up. What to do about it is the store's
 knowledge; see there.
 
-The log gets one line a window. A file is watched: when logrotate moves it, the next line opens it anew.
+The log gets one line a window. A file is watched: when logrotate moves it, the next line opens it anew; while
+that fails, lines go to stderr.
+
+The webhook gets one POST a window, in order, at least once: a report is tried again, after a while that grows to a
+minute, until the receiver answers 2xx, and the next waits for it. What is to be delivered stands in an outbox: in
+memory, or with Redis the stream itself, from which one instance at a time delivers and another goes on if it dies.
+
+A callback is one request to the endpoint that a client named, with the count of that moment; nobody waits for it and
+it is not repeated. What waits is bounded, in all and for each origin. An origin that gives no answer, again and again,
+is left alone for a few seconds, then tried with a few; the rest of its callbacks are dropped, so that it costs nothing.
 """
 
 import asyncio
+import base64
+import contextlib
+import hmac
 import json
 import logging
 import logging.handlers
+import random
+import sys
 import time
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from itertools import islice
+from typing import Protocol
+
+import outbound
 
 NAP = 1.0  # seconds after which the clock is looked at again
 BURST = 200  # windows told in one go; after a long sleep there may be thousands
+
+SPREAD = 1.0  # seconds over which a fleet's reports of the same moment are spread
+BACKOFF = (1.0, 60.0)  # seconds between attempts to deliver a report, doubling from the first to the second
+PATIENCE = 600.0  # seconds that a receiver's Retry-After is obeyed for at most
+HURRY = 0.5  # seconds that a stopping process leaves between attempts
+OUTBOX = 10_080  # reports kept in memory for a receiver that is away: a week of minutes
+MAX_CALLBACKS = 50_000  # callbacks that wait or are under way: some 40 MB
+MAX_ORIGIN = 20_000  # of which to one origin
+FAILURES = 5  # of an origin, one after the other, after which it is left alone
+PAUSE = 5.0  # seconds that it is
+MAX_FAILING = 1000  # origins that are known to fail
+LINES = 3  # log lines a second about callbacks that failed
 
 log = logging.getLogger("verve.reporter")
 
@@ -58,6 +90,257 @@ async def roll_windows(
                 tell(start, count)
 
 
+@dataclass(frozen=True)
+class Report:
+    """The count of a window, as it is told."""
+
+    window: str  # its start, RFC 3339
+    seconds: int
+    count: int
+    final: bool = True  # the window is closed
+
+    def json(self) -> bytes:
+        """Return the body that is POSTed."""
+        return json.dumps(asdict(self)).encode("ascii")
+
+
+class Outbox(Protocol):
+    """Reports to be delivered, one after the other."""
+
+    async def next(self) -> tuple[str, int, int, bool]:
+        """Return the fields of the report to deliver next, as soon as this process has one."""
+
+    async def keep(self) -> bool:
+        """Return whether it is still this process that delivers it."""
+
+    async def done(self) -> None:
+        """Note that it is delivered."""
+
+    async def settle(self) -> None:
+        """Wait until all is delivered that nobody else would."""
+
+    async def close(self) -> None:
+        """Let another deliver what is left."""
+
+
+class MemoryOutbox:
+    """The reports of this process."""
+
+    def __init__(self) -> None:
+        self._reports: deque[Report] = deque()
+        self._some, self._none = asyncio.Event(), asyncio.Event()
+        self._none.set()
+
+    def put(self, report: Report) -> None:
+        """Have a report delivered. Of more than OUTBOX the second is lost: the first may be on its way."""
+        if len(self._reports) >= OUTBOX:
+            log.error("the webhook takes no reports: that of %s is lost", self._reports[1].window)
+            del self._reports[1]
+        self._reports.append(report)
+        self._some.set()
+        self._none.clear()
+
+    async def next(self) -> tuple[str, int, int, bool]:
+        """Return the oldest."""
+        await self._some.wait()
+        return astuple(self._reports[0])
+
+    async def keep(self) -> bool:
+        """Nobody else delivers."""
+        return True
+
+    async def done(self) -> None:
+        """Forget the oldest."""
+        self._reports.popleft()
+        if not self._reports:
+            self._some.clear()
+            self._none.set()
+
+    async def settle(self) -> None:
+        """Wait until there are none."""
+        await self._none.wait()
+
+    async def close(self) -> None:
+        """Say what is lost."""
+        if self._reports:
+            log.error("reports that the webhook did not take, and are lost: %d", len(self._reports))
+
+
+class Webhook:
+    """Delivers reports to one URL (Standard Webhooks 1.0.0)."""
+
+    def __init__(self, url: outbound.Url, secret: bytes | None, prefix: str, outbox: Outbox) -> None:
+        """`secret` signs the reports; without it they are not signed."""
+        self.url = url
+        self.secret = secret
+        self.prefix = prefix
+        self.outbox = outbox
+        self._client = outbound.Client(outbound.Guard(everything=True))
+        self._hurry = asyncio.Event()  # no time is left for long waits
+
+    async def run(self) -> None:
+        """Deliver for ever."""
+        while True:
+            report = Report(*await self.outbox.next())
+            ended = datetime.fromisoformat(report.window).timestamp() + report.seconds
+            if time.time() - ended < 2 * SPREAD and not self._hurry.is_set():
+                await self._wait(random.uniform(0, SPREAD))  # noqa: S311
+            if await self._deliver(report):
+                await self.outbox.done()
+
+    async def _deliver(self, report: Report) -> bool:
+        """Send a report until it is taken; return False if it has become another's to deliver."""
+        delay = BACKOFF[0]
+        failed = ""
+        while await self.outbox.keep():
+            wait = 0.0
+            try:
+                response = await self._client.exchange(self.url, "POST", self.head(report), report.json())
+            except outbound.OutboundError as error:
+                why = str(error)
+            else:
+                why = "" if 200 <= response.status < 300 else f"status {response.status}"
+                wait = retry_after(response.retry_after)
+            if not why:
+                log.debug("the webhook took the report of %s", report.window)
+                if failed:
+                    log.warning("the webhook takes reports again, from that of %s on", report.window)
+                return True
+            if why != failed:
+                log.warning("the webhook did not take the report of %s, and is tried again: %s", report.window, why)
+                failed = why
+            wait = max(wait, delay * random.uniform(0.5, 1))  # noqa: S311
+            delay = min(2 * delay, BACKOFF[1])
+            while wait > 0:
+                await self._wait(min(wait, NAP))
+                if not await self.outbox.keep():
+                    return False
+                wait = 0.0 if self._hurry.is_set() else wait - NAP
+        return False
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, but shortly if there is no time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+                await asyncio.sleep(HURRY)
+
+    def head(self, report: Report) -> str:
+        """Return the header lines that name, date and sign a report."""
+        name = f"{self.prefix}/{report.window}"
+        timestamp = str(int(time.time()))
+        lines = f"webhook-id: {name}\r\nwebhook-timestamp: {timestamp}\r\n"
+        if self.secret:
+            signed = f"{name}.{timestamp}.".encode("ascii") + report.json()
+            signature = base64.b64encode(hmac.digest(self.secret, signed, "sha256")).decode("ascii")
+            lines += f"webhook-signature: v1,{signature}\r\n"
+        return lines
+
+    async def settle(self) -> None:
+        """Wait until the reports that only this process has are delivered."""
+        self._hurry.set()
+        await self.outbox.settle()
+
+    async def close(self) -> None:
+        """Let go of the outbox and the connections."""
+        self._client.close()
+        await self.outbox.close()
+
+
+def retry_after(value: str) -> float:
+    """Return the seconds that a Retry-After asks to wait (RFC 9110, 10.2.3), at most PATIENCE; 0 if it asks nothing."""
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), PATIENCE)
+    try:
+        date = parsedate_to_datetime(value)
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)  # asctime's, or one with -0000
+        return max(0.0, min(date.timestamp() - time.time(), PATIENCE))
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+class Callbacks:
+    """Sends the counts to the endpoints that requests name."""
+
+    def __init__(self, client: outbound.Client, method: str) -> None:
+        """`method` is GET or POST."""
+        self.method = method
+        self.outcomes: Counter[str] = Counter()  # by outcome: "delivered", "failed", "refused", "dropped"
+        self._client = client
+        self._failing: dict[tuple[bool, str, int], tuple[int, float]] = {}  # failures in a row, time of the last
+        self._lines = 0  # about callbacks that failed, within a second
+
+    def parse(self, text: bytes) -> outbound.Url:
+        """Read an endpoint. Raises ValueError if it is not one that may be called."""
+        url = outbound.parse(text)
+        if url.authorization:
+            raise ValueError("expected no user and password")
+        if not self._client.guard.allows_url(url):
+            raise ValueError("the address may not be reached")
+        return url
+
+    def full(self, url: outbound.Url) -> bool:
+        """Return whether no further callback to the URL's origin can be taken."""
+        client = self._client
+        return client.pending >= MAX_CALLBACKS or client.waiting(url) >= MAX_ORIGIN
+
+    def send(self, url: outbound.Url, window: int, count: int) -> None:
+        """Send a count."""
+        if url.origin in self._failing and self._left_alone(url):
+            self._done(url, "dropped", "left alone for a while, since it keeps failing")
+        elif self.method == "GET":
+            joint = "&" if len(url.query) > 1 else "" if url.query else "?"
+            self._client.send(url, "GET", f"{url.target}{joint}count={count}", lambda result: self._end(url, result))
+        else:
+            body = json.dumps({"count": count, "window": iso(window)}).encode("ascii")
+            self._client.send(url, "POST", url.target, lambda result: self._end(url, result), body=body)
+
+    def _left_alone(self, url: outbound.Url) -> bool:
+        """Return whether an origin is not to be sent this one: after a pause it is tried with a few."""
+        failures, since = self._failing[url.origin]
+        return failures >= FAILURES and (time.monotonic() - since < PAUSE or self._client.waiting(url) >= FAILURES)
+
+    def _end(self, url: outbound.Url, result: outbound.Response | outbound.OutboundError) -> None:
+        if isinstance(result, outbound.Response):
+            self._failing.pop(url.origin, None)
+            self._done(url, "delivered" if 200 <= result.status < 300 else "failed", f"status {result.status}")
+        elif isinstance(result, outbound.ForbiddenError):
+            self._done(url, "refused", str(result))
+        elif isinstance(result, outbound.DroppedError):
+            self._done(url, "dropped", str(result))
+        else:
+            failures = self._failing.pop(url.origin, (0, 0.0))[0] + 1
+            if len(self._failing) >= MAX_FAILING:
+                del self._failing[next(iter(self._failing))]
+            self._failing[url.origin] = failures, time.monotonic()
+            self._done(url, "failed", str(result))
+            if failures == FAILURES:
+                self._client.drop(url, outbound.DroppedError("left alone for a while, since it keeps failing"))
+
+    def _done(self, url: outbound.Url, outcome: str, what: str) -> None:
+        """Count what became of a callback; log it, unless there is too much of it."""
+        self.outcomes[outcome] += 1
+        if outcome == "delivered":
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("callback to %s: %s", url.place, what)
+            return
+        if not self._lines:
+            asyncio.get_running_loop().call_later(1, self._sum_up)
+        self._lines += 1
+        if self._lines <= LINES:
+            log.warning("callback to %s %s: %s", url.place, outcome, what)
+
+    def close(self) -> None:
+        """End what waits, and say how much that was."""
+        self._client.close()
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        if self._lines > LINES:
+            log.warning("callbacks not delivered, besides those named, in the last second: %d", self._lines - LINES)
+        self._lines = 0
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: `time`, `level`, `logger`, `message`, and a report's `window`, `count`, `final`."""
 
@@ -76,10 +359,37 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=True)
 
 
+class FileHandler(logging.handlers.WatchedFileHandler):
+    """A file that may be moved away. While it can't be written, lines go to stderr, and once the reason."""
+
+    trouble = ""
+    failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        self.failed = False
+        try:
+            super().emit(record)  # which handles that the file can't be written, but not that it can't be opened
+        except OSError:
+            self.handleError(record)
+        if not self.failed:
+            self.trouble = ""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Write a line to stderr instead."""
+        self.failed = True
+        error = sys.exc_info()[1]
+        trouble = getattr(error, "strerror", None) or repr(error)
+        with contextlib.suppress(OSError, ValueError):
+            if trouble != self.trouble:
+                print(f"can't log to {self.baseFilename}: {trouble}", file=sys.stderr)
+            print(self.format(record), file=sys.stderr, flush=True)
+        self.trouble = trouble
+
+
 def log_to(file: str | None, style: str, level: str) -> None:
     """Send the log to `file`, or to stderr, as `text` or `json`. Raises OSError if the file can't be opened."""
-    handler: logging.Handler
-    handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
+    handler = FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
     if style == "json":
         handler.setFormatter(JsonFormatter())
     else:

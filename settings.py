@@ -113,10 +113,18 @@ def split_url(text: str, expected: str) -> tuple[str, str, str, str]:
     return match[1].lower(), match[2].rpartition("@")[2], match[3], match[4] or ""
 
 
+TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # of redis-py's URLs
+
+
 def redis(text: str) -> str:
     expected = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], the same with rediss://, or unix:///PATH"
     scheme, server, path, query = split_url(text, expected)
-    databases = re.findall("(?:^|&)db=([^&]*)", query)
+    databases = []
+    for name, _, value in (option.partition("=") for option in query.removeprefix("?").split("&") if option):
+        if name == "db":
+            databases.append(value)
+        elif name not in TLS_OPTIONS or scheme != "rediss":
+            raise ValueError(f"no options after ? but db and, with rediss://, {', '.join(TLS_OPTIONS)}")
     if scheme == "unix" and not server and len(path) > 1:
         pass
     elif scheme in ("redis", "rediss"):
@@ -304,10 +312,6 @@ class Settings:
 # Field: the value that asks nothing of it, and what to do meanwhile. Whoever builds it deletes its line.
 NOT_YET: Mapping[str, tuple[object, str]] = {
     "admin": (None, "leave it out, or say off"),
-    "report_url": (None, "leave it out to have the counts in the log alone"),
-    "report_secret": (None, "leave it out to have the counts in the log alone"),
-    "callback_method": ("GET", "leave it out"),
-    "callback_allow": ((), "leave it out"),
 }
 
 ABOUT = "Counts distinct integer ids per window of time, exactly, and tells the number. Defaults in [brackets]."

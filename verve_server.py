@@ -1,9 +1,10 @@
 """The front door: settings in, parts wired, the one endpoint, listening, signals, drain.
 
-    GET /api/verve/accept?id=INT
+    GET /api/verve/accept?id=INT[&endpoint=URL]
 
 A request comes from `http1` as a method and a target, becomes an id here, goes to the store in `dedup`, and what
-became of it selects an answer that was prepared beforehand. `reporter` rolls the windows and tells their counts.
+became of it selects an answer that was prepared beforehand. `reporter` rolls the windows and tells their counts, and
+the count with an id that is new to the endpoint that its request named.
 
 The life of the process: the settings are read, or refused with exit status 2; the port is opened, or the process
 ends with status 1 and a line that says why; it serves until SIGTERM or SIGINT; then it takes no new connection,
@@ -18,33 +19,42 @@ import logging
 import mmap
 import os
 import re
+import resource
 import signal
 import socket
 import struct
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 import uvloop
 
 import dedup
 import http1
+import outbound
 import reporter
 import settings
 
 PATH = b"/api/verve/accept"
-STORE_WAIT = 1.0  # seconds that the store is waited for before the first request is taken
+STORE_WAIT = 1.0  # seconds that an instance waits for its store before it takes requests
+MISUSED = 2  # exit status of a process that is started with a value that can't be
 UNUSABLE = 1  # exit status of a process that can't work with what it was told
 CRASHED = 70  # exit status of a worker after an error of ours (EX_SOFTWARE of sysexits.h)
 HANDSHAKE = 0.05  # seconds that a TCP handshake under way is given to end when the door closes
+OTHER_FILES = http1.OVERFLOW + outbound.ALL_CONNECTIONS + 64  # besides the connections that are served
 BACKLOG = 4096  # connections the kernel keeps while the loop is busy; it takes net.core.somaxconn if that is less
 
 log = logging.getLogger("verve")
 
 _integer = re.compile(rb"(-?)0*([0-9]{1,19})").fullmatch
-_absolute = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://[^/?#]*").match  # RFC 9112, 3.2.2
+_absolute = re.compile(rb"https?://%b(?=[/?]|\Z)" % http1.HOST, re.IGNORECASE).match  # RFC 9112, 3.2.2
+
+
+class Unusable(Exception):  # noqa: N818 - what it is that can't be done, not an error in doing it
+    """The program can't do what it is told to."""
 
 
 class Endpoint:
@@ -52,8 +62,9 @@ class Endpoint:
 
     plain = PATH + b"?id="
 
-    def __init__(self, store: dedup.Store, answers: http1.Answers) -> None:
+    def __init__(self, store: dedup.Store, answers: http1.Answers, callbacks: reporter.Callbacks) -> None:
         self.add = store.add
+        self._callbacks = callbacks
         ok = answers.add(200, "OK", b"ok")
         self.outcomes = dict.fromkeys((dedup.NEW, dedup.DUPLICATE, dedup.STORED), ok) | {
             outcome: answers.refuse(503, "Service Unavailable", why, Retry_After="1")
@@ -69,8 +80,9 @@ class Endpoint:
         self._not_allowed = answers.refuse(405, "Method Not Allowed", "expected GET or HEAD", Allow="GET, HEAD")
         self._bad_id = answers.refuse(400, "Bad Request", "expected one id, an integer of signed 64 bits")
         self._bad_endpoint = answers.refuse(
-            400, "Bad Request", "endpoint is not available: callbacks are not built yet"
+            400, "Bad Request", "expected one endpoint, an absolute http or https URL that callbacks may reach"
         )
+        self._no_callback = answers.refuse(503, "Service Unavailable", "too many callbacks wait", Retry_After="1")
 
     def handle(self, method: bytes, target: bytes, connection: http1.Connection) -> http1.Answer | None:
         """Answer any request: find the id, count it."""
@@ -90,7 +102,8 @@ class Endpoint:
         endpoints: list[bytes] = []
         for pair in query.split(b"&"):
             name, _, value = pair.partition(b"=")
-            name = unquote_to_bytes(name)
+            if b"%" in name:
+                name = unquote_to_bytes(name)
             if name == b"id":
                 ids.append(unquote_to_bytes(value))
             elif name == b"endpoint":
@@ -98,9 +111,17 @@ class Endpoint:
         number = integer(ids[0]) if len(ids) == 1 else None
         if number is None:
             return self._bad_id
+        counted = None
         if endpoints:
-            return self._bad_endpoint
-        outcome = self.add(number, connection.later)
+            try:
+                (endpoint,) = endpoints
+                url = self._callbacks.parse(endpoint)
+            except ValueError:
+                return self._bad_endpoint
+            if self._callbacks.full(url):
+                return self._no_callback
+            counted = partial(self._callbacks.send, url)
+        outcome = self.add(number, connection.later, counted)
         return None if outcome is None else self.outcomes[outcome]
 
 
@@ -113,15 +134,15 @@ def integer(text: bytes) -> int | None:
     return number if -(2**63) <= number < 2**63 else None
 
 
-def listen(host: str, port: int, workers: int) -> list[socket.socket]:
-    """Return as many sockets that listen on one port. Raises OSError."""
+def bind(host: str, port: int, workers: int) -> list[socket.socket]:
+    """Return as many sockets, bound to one port that nobody listens on. Raises OSError."""
     family, kind, proto, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
     )[0]
     socks: list[socket.socket] = []
     with contextlib.ExitStack() as on_error:
         if workers > 1:  # a port that is shared is never taken, so try first without sharing
-            with listen(host, port, 1)[0] as probe:
+            with bind(host, port, 1)[0] as probe:
                 address = probe.getsockname()
         for _ in range(workers):
             sock = on_error.enter_context(socket.socket(family, kind, proto))
@@ -129,11 +150,19 @@ def listen(host: str, port: int, workers: int) -> list[socket.socket]:
             if workers > 1:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(address)
-            sock.listen(BACKLOG)
             sock.setblocking(False)
             socks.append(sock)
         on_error.pop_all()
     return socks
+
+
+def listen(config: settings.Settings, socks: list[socket.socket]) -> None:
+    """Have the kernel take connections. Raises Unusable if another program does by now."""
+    try:
+        for sock in socks:
+            sock.listen(BACKLOG)
+    except OSError as error:
+        raise Unusable(f"can't listen on {config.host} port {config.port}: {error.strerror}") from None
 
 
 def refuse_new(sock: socket.socket) -> None:
@@ -176,7 +205,8 @@ class Worker:
 
     number: int = 0  # the first tells the windows' counts, once for the instance
     parent: int = -1  # end of a pipe that closes when the parent dies
-    told: mmap.mmap | None = None  # from which window on the first's successor is to tell
+    told: mmap.mmap | None = None  # shared memory: start of the first window whose count is not told yet
+    patience: float = STORE_WAIT  # seconds that the store is waited for before the first request is taken
 
 
 async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) -> None:
@@ -189,9 +219,11 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         loop.add_reader(worker.parent, on_orphaned, worker.parent, stop)
 
     store = open_store(config, worker)
-    await store.start(STORE_WAIT)
+    await store.start(worker.patience)
     answers = http1.Answers()
-    endpoint = Endpoint(store, answers)
+    client = outbound.Client(outbound.Guard(config.callback_allow), max(1, outbound.CONNECTIONS // config.workers))
+    callbacks = reporter.Callbacks(client, config.callback_method)
+    endpoint = Endpoint(store, answers, callbacks)
     server = http1.Server(
         endpoint,
         answers,
@@ -201,17 +233,21 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         max_connections=config.max_connections,
     )
     door = sock.dup()
+    listen(config, [sock])
     listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)
-    tell = teller(worker)
+    webhook = open_webhook(config, store) if worker.number == 0 else None
+    tell = teller(config, worker, webhook)
     timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll, tell))
     if config.workers == 1:
         announce(config, store.place, door)
     if worker.told is not None and not any(worker.told[:]):
         note_told(worker, store.window)
 
-    failure = asyncio.create_task(store.failure())
-    await asyncio.wait([stop, failure, timer], return_when=asyncio.FIRST_COMPLETED)
-    for task in (failure, timer):
+    work = [timer, asyncio.create_task(store.failure())]
+    if webhook:
+        work.append(asyncio.create_task(webhook.run()))
+    await asyncio.wait([stop, *work], return_when=asyncio.FIRST_COMPLETED)
+    for task in work:
         if task.done():
             task.result()  # raises what is wrong: a process that can't count or can't report ends
 
@@ -219,12 +255,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         log.info("stopping: answering what was taken, for at most %g s", config.drain_timeout)
     until = loop.time() + config.drain_timeout
     server.start_drain()
-    refuse_new(door)
-    await asyncio.sleep(HANDSHAKE)
-    for queued in take_queued(door):
-        await loop.connect_accepted_socket(server, queued)
-    listener.close()
-    door.close()
+    await close_door(server, listener, door)
     cut = await server.drain(config.drain_timeout)
     if cut:
         log.warning("connections still open after %g s, and cut: %d", config.drain_timeout, cut)
@@ -233,18 +264,39 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         async with asyncio.timeout_at(max(until, loop.time() + 0.1)):
             for start, count in await store.roll():
                 tell(start, count)
+            if config.redis_url is None:
+                tell(store.window, store.count, final=False)
+            await asyncio.gather(client.settle(), *([webhook.settle()] if webhook else []))
+    except TimeoutError:
+        log.warning("not everything that waited was told within %g s", config.drain_timeout)
+    for task in work:
+        task.cancel()
+    callbacks.close()
+    try:
+        async with asyncio.timeout_at(max(until, loop.time() + 0.1)):
+            if webhook:
+                await webhook.close()
             await store.stop()
     except TimeoutError:
         log.warning("the store did not settle in time")
-    if config.redis_url is None:
-        reporter.tell(store.window, store.count, final=False)
 
 
-async def try_store(config: settings.Settings) -> None:
-    """Raise dedup.StoreError if the store can't be used: said once, before there are workers to say it."""
+async def close_door(server: http1.Server, listener: asyncio.Server, door: socket.socket) -> None:
+    """Take no new connection, but every one that was made."""
+    refuse_new(door)
+    await asyncio.sleep(HANDSHAKE)
+    for queued in take_queued(door):
+        await asyncio.get_running_loop().connect_accepted_socket(server, queued)
+    listener.close()
+    door.close()
+
+
+async def try_store(config: settings.Settings) -> bool:
+    """Return whether the store is there. Raises dedup.StoreError if it is of no use: once, before there are workers."""
     store = open_store(config, Worker())
-    await store.start(STORE_WAIT)
+    ready = await store.start(STORE_WAIT)
     await store.stop()
+    return ready
 
 
 def open_store(config: settings.Settings, worker: Worker) -> dedup.Store:
@@ -257,12 +309,28 @@ def open_store(config: settings.Settings, worker: Worker) -> dedup.Store:
     )
 
 
-def teller(worker: Worker) -> Callable[[int, int], None]:
-    """Return what tells a window's count: to the log, if this worker speaks for the instance."""
+def open_webhook(config: settings.Settings, store: dedup.Store) -> reporter.Webhook | None:
+    """Return what delivers the reports, if that is wanted."""
+    url = receiver(config)
+    if url is None:
+        return None
+    outbox = dedup.Outbox(store) if isinstance(store, dedup.RedisStore) else reporter.MemoryOutbox()
+    return reporter.Webhook(url, config.report_secret, config.key_prefix, outbox)
 
-    def tell(start: int, count: int) -> None:
+
+def receiver(config: settings.Settings) -> outbound.Url | None:
+    """Return where reports are POSTed. Raises ValueError if they can't be."""
+    return None if config.report_url is None else outbound.parse(config.report_url.encode("ascii"))
+
+
+def teller(config: settings.Settings, worker: Worker, webhook: reporter.Webhook | None) -> Callable[..., None]:
+    """Return what tells a window's count, if this worker speaks for the instance."""
+
+    def tell(start: int, count: int, *, final: bool = True) -> None:
         if worker.number == 0:
-            reporter.tell(start, count)
+            reporter.tell(start, count, final=final)
+            if webhook and isinstance(webhook.outbox, reporter.MemoryOutbox):
+                webhook.outbox.put(reporter.Report(reporter.iso(start), config.window, count, final))
             note_told(worker, start + 1)
 
     return tell
@@ -276,7 +344,12 @@ def note_told(worker: Worker, start: int) -> None:
 
 def announce(config: settings.Settings, place: str, sock: socket.socket) -> None:
     """Say where the instance listens, where it counts, and whom it tells."""
-    sinks = "the log" if config.redis_url is None else f"the log and the stream {config.key_prefix}:reports"
+    sinks = ["the log"]
+    if config.redis_url:
+        sinks.append(f"the stream {config.key_prefix}:reports")
+    url = receiver(config)
+    if url:
+        sinks.append(f"the webhook at {url.place}")
     workers = f" with {config.workers} workers" if config.workers > 1 else ""
     log.info(
         "listening on %s%s, counting in %s, windows of %d s, told to %s",
@@ -284,7 +357,7 @@ def announce(config: settings.Settings, place: str, sock: socket.socket) -> None
         workers,
         place,
         config.window,
-        sinks,
+        " and ".join([", ".join(sinks[:-1]), sinks[-1]] if sinks[1:] else sinks),
     )
 
 
@@ -311,7 +384,7 @@ def run(config: settings.Settings, sock: socket.socket, worker: Worker) -> int:
     gc.freeze()
     try:
         uvloop.run(serve(config, sock, worker))
-    except dedup.StoreError as error:
+    except (dedup.StoreError, Unusable) as error:
         log.error("%s", error)
         return UNUSABLE
     return 0
@@ -328,8 +401,12 @@ class Parent:
     the parent is killed, the workers see their pipe close.
     """
 
-    def __init__(self, config: settings.Settings, socks: list[socket.socket]) -> None:
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)  # to be blocked by whoever runs it
+
+    def __init__(self, config: settings.Settings, socks: list[socket.socket], patience: float) -> None:
+        """`patience` is how long a worker waits for its store, in seconds."""
         self.config = config
+        self.patience = patience
         self.socks = socks
         self.workers: dict[int, tuple[int, float]] = {}  # pid: number, start
         self.due: dict[int, float] = dict.fromkeys(range(config.workers), 0.0)  # number: when to start it
@@ -340,8 +417,6 @@ class Parent:
 
     def run(self) -> int:
         """Run until stopped; return the exit status."""
-        signals = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         stopping = False
         while self.workers or not stopping:
             now = time.monotonic()
@@ -349,7 +424,7 @@ class Parent:
                 del self.due[number]
                 self.start(number)
             wait = max(0.0, min([3600.0, *(at - now for at in self.due.values())]))
-            info = signal.sigtimedwait(signals, 3600.0 if stopping else wait)
+            info = signal.sigtimedwait(self.signals, 3600.0 if stopping else wait)
             if info is not None and info.si_signo != signal.SIGCHLD:
                 for pid in self.workers:
                     os.kill(pid, signal.SIGKILL if stopping else signal.SIGTERM)
@@ -376,7 +451,7 @@ class Parent:
                 if other != number:
                     sock.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            status = run(self.config, self.socks[number], Worker(number, self.pipe[0], self.told))
+            status = run(self.config, self.socks[number], Worker(number, self.pipe[0], self.told, self.patience))
         except BaseException:
             log.exception("worker %d failed", number)
         finally:
@@ -392,6 +467,8 @@ class Parent:
                 return unusable
             if not pid:
                 return unusable
+            if pid not in self.workers:  # a child of whoever was this process before it ran Verve, or an orphan's
+                continue
             number, since = self.workers.pop(pid)
             code = os.waitstatus_to_exitcode(status)
             if code == UNUSABLE:
@@ -416,33 +493,53 @@ def open_standard_streams() -> None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
+def raise_file_limit() -> int:
+    """Have as many files open as this user may; return how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
 def main() -> int:
     """Run the program; return its exit status."""
     open_standard_streams()
     config = settings.load()
+    limit = raise_file_limit()
+    try:
+        receiver(config)
+    except ValueError as error:
+        print(f"verve_server.py: --report-url: {error}", file=sys.stderr)
+        return MISUSED
     try:
         what = f"log to {config.log_file}"
         reporter.log_to(config.log_file, config.log_format, config.log_level)
         what = f"listen on {config.host} port {config.port}"
-        socks = listen(config.host, config.port, config.workers)
+        socks = bind(config.host, config.port, config.workers)
     except OSError as error:
         print(f"verve_server.py: can't {what}: {error.strerror}", file=sys.stderr)
         return UNUSABLE
+    if limit < config.max_connections + OTHER_FILES:
+        most = max(1, limit // 2, limit - OTHER_FILES)
+        if most <= config.max_connections // 2:
+            log.warning("open files are limited to %d: at most %d connections are served", limit, most)
+        config = replace(config, max_connections=min(most, config.max_connections))
     if config.workers == 1:
         return run(config, socks[0], Worker())
+    signal.pthread_sigmask(signal.SIG_BLOCK, Parent.signals)
     try:
-        asyncio.run(try_store(config))
-    except dedup.StoreError as error:
+        ready = asyncio.run(try_store(config))
+        listen(config, socks)
+    except (dedup.StoreError, Unusable) as error:
         log.error("%s", error)
         return UNUSABLE
     announce(config, dedup.place(config.redis_url or ""), socks[0])
-    return Parent(config, socks).run()
+    return Parent(config, socks, STORE_WAIT if ready else 0).run()
 
 
 if __name__ == "__main__":
     status = main()
-    try:
+    with contextlib.suppress(OSError):  # nobody reads the log any more: no reason to fail in the end
         sys.stderr.flush()
-    except OSError:  # nobody reads the log any more: no reason to fail in the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    sys.exit(status)
+    os._exit(status)  # sys.exit would wait for the threads that look up names, and a resolver may hang

@@ -9,6 +9,7 @@ server is pinned to core 0, the client to core 1 (with Redis, if that was starte
 import argparse
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,12 @@ async def drive(options: argparse.Namespace) -> None:
     show("rolls", [took for due, took in done if (due + offset + 0.5) % options.window < 1])
     if len(done) < total or any(client.failed for client in clients):
         raise SystemExit("not every request was answered ok")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def show(name: str, times: list[float]) -> None:

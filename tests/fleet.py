@@ -548,6 +548,7 @@ def run(name: str, seconds: float, seed: int, engine: str) -> str:
 
 def run_model(seconds: float, seed: int, engine: str) -> str:
     """Run the model with a seed after the other."""
+    sys.path.append(str(support.SERVER.parent))
     import test_fleet  # noqa: PLC0415 - which imports this module
 
     logging.disable()

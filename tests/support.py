@@ -145,6 +145,20 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONWARNINGS": "default", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+def patched(statements: str) -> tuple[str, ...]:
+    """Return the words before the command line with which the program begins by carrying out `statements`.
+
+    They see all its modules, and are for constants that would make a test long, or a resolver that must not be asked.
+    """
+    start = f"import sys, runpy; sys.argv = sys.argv[2:]; sys.path.insert(0, {str(ROOT)!r})"
+    modules = "import dedup, outbound, reporter"
+    return (
+        sys.executable,
+        "-c",
+        f"{start}; {modules}\n{statements}\nrunpy.run_path({str(SERVER)!r}, run_name='__main__')",
+    )
+
+
 @contextlib.contextmanager
 def verve(*flags: str, prefix: Sequence[str] = (), log_file: Path | None = None) -> Iterator[Program]:
     """Run the program while the block runs, then stop it with SIGTERM, unless the block has ended it.

@@ -74,6 +74,9 @@ def small_world() -> Iterator[None]:
             assert script.count(old) == 1
             script = script.replace(old, new)
         patch.setattr(dedup, "ROLL", script)
+        assert dedup.ARRIVE.count("redis.call('TIME')") == 1
+        clock = "redis.call('LRANGE', string.gsub(KEYS[1], '[^:]+$', 'clock'), 0, 1)"
+        patch.setattr(dedup, "ARRIVE", dedup.ARRIVE.replace("redis.call('TIME')", clock))
         patch.setattr(dedup, "time", types.SimpleNamespace(monotonic=lambda: actor.get().clock))
         patch.setattr(dedup, "random", types.SimpleNamespace(uniform=lambda *_: 0.01))  # of the delay to reconnect
         patch.setattr(dedup, "gc", types.SimpleNamespace(collect=lambda _: None, freeze=lambda: None))

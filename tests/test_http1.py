@@ -26,6 +26,8 @@ from hypothesis import strategies as st
 
 import dedup
 import http1
+import outbound
+import reporter
 import verve_server
 
 NOW = 1795329060.0  # where every clock stands
@@ -280,15 +282,15 @@ class Store(dedup.MemoryStore):
         super().__init__(60, max_ids, lambda: NOW)
         self.added: list[int] = []
 
-    def add(self, number: int, later: Callable[[], dedup.Done]) -> int | None:
+    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
         self.added.append(number)
-        return super().add(number, later)
+        return super().add(number, later, counted)
 
 
 class Telling(Store):
     """Has an answer that tells which id was asked for: every third is refused."""
 
-    def add(self, number: int, later: Callable[[], dedup.Done]) -> int | None:
+    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
         self.added.append(number)
         return number % 3
 
@@ -305,8 +307,8 @@ class Waiting(Telling):
         self.waiting: list[tuple[int, dedup.Done]] = []
         self.peak = 0
 
-    def add(self, number: int, later: Callable[[], dedup.Done]) -> int | None:
-        super().add(number, later)
+    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
+        super().add(number, later, counted)
         self.waiting.append((number, later()))
         self.peak = max(self.peak, len(self.waiting))
         return None
@@ -321,7 +323,7 @@ class Waiting(Telling):
 def serve(store: dedup.Store, **options: Any) -> http1.Server:
     """Return a server as the front door wires it; to be called on its loop."""
     answers = http1.Answers()
-    endpoint = verve_server.Endpoint(store, answers)
+    endpoint = verve_server.Endpoint(store, answers, reporter.Callbacks(outbound.Client(outbound.Guard()), "GET"))
     return http1.Server(endpoint, answers, endpoint.outcomes, **{"clock": lambda: NOW, **options})
 
 
@@ -330,8 +332,8 @@ class Mixed(Telling):
 
     loop: Loop
 
-    def add(self, number: int, later: Callable[[], dedup.Done]) -> int | None:
-        outcome = super().add(number, later)
+    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
+        outcome = super().add(number, later, counted)
         if number % 2:
             self.loop.call_soon(later(), number % 3)
             return None
@@ -1149,9 +1151,9 @@ class Shuffled(Waiting):
 
     chance = random.Random(1)
 
-    def add(self, number: int, later: Callable[[], dedup.Done]) -> int | None:
+    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
         asyncio.get_running_loop().call_soon(self.give, 1, self.chance)
-        return super().add(number, later)
+        return super().add(number, later, counted)
 
 
 def test_10000_pipelined_over_a_socket() -> None:

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -1599,3 +1599,120 @@ def test_redis_named_by_the_environment(server: servers.Redis) -> None:
     ):
         counts_there(server, "verve", *flags, environ=environ)
         ask(server, "FLUSHALL")
+
+
+# Redis loses a part of its data, or all, while links stand or some instances take long to be back
+
+
+class Slow(dedup.RedisStore):
+    """A store that needs long to bring its ids back."""
+
+    async def _trip(self, commands: Sequence[Any], deadline: float = 0.0) -> list[Any]:
+        if self.why and self._mark:
+            await asyncio.sleep(0.02)
+        return await super()._trip(commands, deadline)
+
+
+@first_engine
+def test_an_instance_that_brings_many_ids_back_is_waited_for(
+    server: servers.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedup, "REPLAY_CHUNK", 1)
+
+    async def test() -> None:
+        slow = Slow(server.url, "verve", window_with(2), 10**6, NEVER)
+        try:
+            await slow.start(servers.DEADLINE)
+            async with opened(server.url, seconds=slow.seconds) as quick, telling(slow) as told, telling(quick):
+                window = slow.window
+                await stored(quick, 0)
+                await stored(slow, *range(1, 201))  # at 20 ms each they take 4 s, SETTLE is less
+                await asyncio.to_thread(server.kill)
+                await asyncio.gather(gone(quick), gone(slow))
+                await asyncio.to_thread(server.start)
+                await until(lambda: window in told)
+                assert told[window] == server.reports()[name_of(window)] == 201
+        finally:
+            await slow.stop()
+
+    play(test())
+
+
+@last_engine
+def test_a_redis_that_comes_back_with_old_data_waits_for_all(
+    server: servers.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a failover to a replica that lagged behind, or a restart from a snapshot."""
+    monkeypatch.setattr(dedup, "ARRIVE", dedup.ARRIVE.replace(str(dedup.SETTLE), "5"))  # a busy machine's pauses
+
+    async def test(proxy: servers.Proxy) -> None:
+        seconds = window_with(2)
+        async with (
+            opened(server.url, seconds=seconds) as one,
+            opened(proxy.url, seconds=seconds) as other,
+            telling(one) as told,
+            telling(other),
+        ):
+            window = one.window
+            await stored(one, 1, 2)
+            with server.client() as client:
+                client.save()
+            await stored(one, 3)
+            await stored(other, 4)
+            proxy.refuse = True
+            await asyncio.to_thread(server.kill)
+            await asyncio.gather(gone(one), gone(other))
+            await asyncio.to_thread(server.start)
+            await until(lambda: one.up and one.window > window)
+            proxy.refuse = False
+            await until(lambda: window in told)
+            assert told[window] == server.reports()[name_of(window)] == 4
+
+    with servers.Proxy(server.port) as proxy:
+        play(test(proxy))
+
+
+@first_engine
+def test_data_deleted_while_all_links_stand(server: servers.Redis) -> None:
+    async def test() -> None:
+        seconds = window_with(1)
+        async with (
+            opened(server.url, seconds=seconds) as one,
+            opened(server.url, seconds=seconds) as other,
+            telling(one) as told,
+            telling(other),
+        ):
+            window = one.window
+            await stored(one, 1, 2)
+            await stored(other, 3)
+            with server.client() as client:
+                client.flushall()
+            await stored(one, 2, 4)
+            await until(lambda: window in told)
+            assert told[window] == server.reports()[name_of(window)] == 4
+
+    play(test())
+
+
+@last_engine
+def test_a_queue_that_is_never_empty_is_not_taken_for_a_redis_that_hangs(
+    server: servers.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedup, "MAX_BATCH", 50)
+
+    async def test() -> None:
+        timeout = SLACK / 2
+        async with opened(server.url, timeout=timeout) as store:
+            loop = asyncio.get_running_loop()
+            end = loop.time() + 1.5 * timeout
+            number = 0
+            outcomes: list[int] = []
+            while loop.time() < end:
+                while len(store._numbers) < 200:
+                    number += 1
+                    assert store.add(number, lambda: outcomes.append) is None
+                await asyncio.sleep(0)
+            await until(lambda: len(outcomes) == number)
+            assert set(outcomes) == {dedup.STORED}
+
+    play(test())

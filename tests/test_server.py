@@ -791,3 +791,35 @@ def test_the_log_never_repeats_what_a_client_sent() -> None:
             assert MARK.lower() not in line.lower()
             assert TEXT_LINE.fullmatch(line), line
         assert_partial(program, 2)
+
+
+def test_a_log_file_that_can_no_longer_be_written(tmp_path: Path) -> None:
+    """Its folder is gone, for a while: lines go to stderr, and counting goes on."""
+    folder, away = tmp_path / "log", tmp_path / "away"
+    folder.mkdir()
+    file = folder / "verve.log"
+    with verve("--window", "1", log_file=file) as program, Client(program.address) as client:
+        folder.rename(away)
+        assert client.ask(accept(1)).status == 200
+        program.log.wait_for(r"unique ids in \S+: 1$")
+        folder.mkdir()
+        support.wait_in(file, "unique ids in")
+        client.close()
+        assert program.stop() == 0
+        assert len([line for line in program.log.all if "can't log to" in line]) == 1
+        lines = (away / "verve.log").read_text().splitlines() + program.log.all + file.read_text().splitlines()
+        assert_contiguous(counts(lines), 1)
+
+
+def test_few_open_files() -> None:
+    prefix = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh"]
+    with verve(prefix=prefix) as program:
+        program.log.wait_for("open files are limited to 64: at most 32 connections are served")
+        clients = [Client(program.address) for _ in range(32)]
+        try:
+            assert all(client.ask(accept(number)).status == 200 for number, client in enumerate(clients))
+            with Client(program.address) as one_more:
+                assert one_more.receive()[0].status == 503
+        finally:
+            for client in clients:
+                client.close()

@@ -421,13 +421,6 @@ def test_what_is_not_built_yet_is_refused(refused: Refusals, name: str) -> None:
     assert load(flag(name), harmless, not_yet=not_yet) == load(flag(name), harmless)
 
 
-@pytest.mark.skipif("redis_url" not in settings.NOT_YET, reason="Redis is built")
-@pytest.mark.parametrize(("env", "source"), [({"REDIS_URL": "redis://h"}, "REDIS_URL"), (LINK, f"{ADDR} and {PORT}")])
-def test_redis_from_elsewhere_is_not_built_yet_either(refused: Refusals, env: Mapping[str, str], source: str) -> None:
-    message = refused(env=env, not_yet=settings.NOT_YET)
-    assert message == f"{source}: not built yet; leave it out to count in memory"
-
-
 def render_help(capsys: pytest.CaptureFixture[str], **given: Any) -> str:
     with pytest.raises(SystemExit) as stop:
         load("--help", **given)

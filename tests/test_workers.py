@@ -21,6 +21,8 @@ import pytest
 import servers
 import support
 
+import verve_server
+
 QUIET = 0.4  # seconds after which a stopping process may close an idle connection; it waits a little longer
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc")
@@ -418,3 +420,50 @@ def test_a_stop_while_a_worker_is_to_be_replaced(server: servers.Redis) -> None:
             os.kill(workers(program)[0], signal.SIGKILL)
             wait_until(lambda: sum("is replaced" in line for line in program.log.all) > turn)  # noqa: B023
         assert program.stop() == 0
+
+
+def test_a_child_that_is_not_a_worker_is_no_matter(server: servers.Redis) -> None:
+    """A container's first process is given every orphan."""
+    prefix = ["sh", "-c", 'sleep 1 & exec "$@"', "sh"]
+    with support.verve(
+        "--redis-url", server.url, "--window", long_window(), "--workers", "2", prefix=prefix
+    ) as program:
+        children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+        wait_until(lambda: len(children.read_text().split()) == 2)
+        with support.Client(program.address) as client:
+            assert client.ask(support.accept(1)).status == 200
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_the_store_is_awaited(number: signal.Signals) -> None:
+    program = support.Program(["--redis-url", f"redis://127.0.0.1:{servers.free_port()}", "--workers", "2"], [])
+    try:
+        blocked = Path(f"/proc/{program.pid}/status")
+        wait_until(lambda: int(blocked.read_text().partition("SigBlk:")[2].split()[0], 16) >> (number - 1) & 1)
+        assert program.stop(number) == 0
+        assert not any("Traceback" in line for line in program.log.all)
+    finally:
+        program.end()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_port_is_opened_when_the_store_was_awaited(server: servers.Redis, count: int) -> None:
+    port = servers.free_port()
+    server.freeze()
+    start = time.monotonic()
+    flags = ["--redis-url", server.url, "--workers", str(count), "--port", str(port)]
+    program = support.Program(flags, [])
+    try:
+
+        def taken() -> bool:
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                return True
+            return False
+
+        wait_until(taken)
+        assert time.monotonic() - start > verve_server.STORE_WAIT
+        server.thaw()
+    finally:
+        server.thaw()
+        program.end()
