@@ -53,7 +53,6 @@ SWEEP_TIME: Final = 1.0  # seconds between two looks at what has taken too long
 MAX_HEAD: Final = 32 * 1024  # bytes of a response before its body; more is an error
 MAX_BODY: Final = 64 * 1024  # bytes of a response's body; nobody reads it
 MAX_URL: Final = 4096  # bytes of a URL
-MAX_KNOWN: Final = 1000  # servers and hosts of which it is remembered what was made of them
 
 # IANA's registries of special-purpose addresses: what is not globally reachable unicast.
 _CLOSED_4 = [
@@ -71,20 +70,15 @@ _6TO4 = IPv6Network("2002::/16")  # RFC 3056: the 32 bits after the first 16 are
 METADATA = (ip_address("169.254.169.254"), ip_address("fd00:ec2::254"))
 
 _url = re.compile(
-    rb"(https?://[^/?#]+)(/[!-\"$->@-~]*)?(\?[!-\"$-~]*)?(?:#[!-~]*)?",
+    rb"(https?)://(?:([!$&-.0-;=A-Z_a-z~%]*)@)?"
+    rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{1,5}))?"
+    rb"(/[!-\"$->@-~]*)?(\?[!-\"$-~]*)?(?:#[!-~]*)?",
     re.IGNORECASE,
 ).fullmatch
-_server = re.compile(
-    rb"(https?)://(?:([!$&-.0-;=A-Z_a-z~%]*)@)?(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{1,5}))?",
-    re.IGNORECASE,
-).fullmatch  # of a URL's first part
 _name = re.compile(
     r"(?:[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?\.)*[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?\.?"
 ).fullmatch
 _number_like = re.compile(r"[0-9]+|0x[0-9a-f]*").fullmatch  # a host whose last label is one is no name
-
-
-_known: dict[bytes, tuple[bool, str, int, str]] = {}  # what is before a URL's path, read: callbacks repeat it
 
 
 class OutboundError(Exception):
@@ -139,20 +133,7 @@ def parse(text: bytes) -> Url:
     match = _url(text) if len(text) <= MAX_URL else None
     if match is None:
         raise ValueError("expected an absolute http or https URL")
-    server, path, query = match.groups()
-    known = _known.get(server)
-    if known is None:
-        if len(_known) >= MAX_KNOWN:
-            _known.clear()
-        known = _known[server] = _read_server(server)
-    return Url(*known[:3], (path or b"/").decode("ascii"), (query or b"").decode("ascii"), known[3])
-
-
-def _read_server(text: bytes) -> tuple[bool, str, int, str]:
-    match = _server(text)
-    if match is None:
-        raise ValueError("expected an absolute http or https URL")
-    scheme, user, host, port = match.groups()
+    scheme, user, host, port, path, query = match.groups()
     secure = scheme.lower() == b"https"
     name = host.decode("ascii").lower()
     if name.startswith("["):
@@ -176,7 +157,7 @@ def _read_server(text: bytes) -> tuple[bool, str, int, str]:
     if user is not None:
         pair = user if b":" in user else user + b":"  # RFC 7617
         basic = "Basic " + base64.b64encode(unquote_to_bytes(pair)).decode("ascii")
-    return secure, name, number, basic
+    return Url(secure, name, number, (path or b"/").decode("ascii"), (query or b"").decode("ascii"), basic)
 
 
 class Guard:
@@ -185,7 +166,6 @@ class Guard:
     def __init__(self, allow: Sequence[Network] = (), *, everything: bool = False) -> None:
         self._allow = allow
         self._everything = everything
-        self._judged: dict[str, bool] = {}  # hosts
 
     def allows(self, address: Address) -> bool:
         """Return whether an address may be connected to."""
@@ -202,14 +182,6 @@ class Guard:
 
     def allows_url(self, url: Url) -> bool:
         """Return False if the URL's host alone says that it may not be reached; names are judged when looked up."""
-        allowed = self._judged.get(url.host)
-        if allowed is None:
-            if len(self._judged) >= MAX_KNOWN:
-                self._judged.clear()
-            allowed = self._judged[url.host] = self._allows_host(url)
-        return allowed
-
-    def _allows_host(self, url: Url) -> bool:
         address = url.address
         if address is None and url.host.removesuffix(".").rpartition(".")[2] == "localhost":  # RFC 6761, 6.3
             return self.allows(IPv4Address("127.0.0.1")) or self.allows(IPv6Address("::1"))
@@ -260,7 +232,7 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.used = False  # it has carried an exchange: the peer may close it when it likes
         self.deadline = 0.0  # loop time at which it is closed
-        self._parser: httptools.HttpResponseParser | None = None
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         # For one exchange.
         self._exchange: _Exchange | None = None
         self._heard = 0  # bytes of the answer
@@ -275,7 +247,6 @@ class _Connection(asyncio.Protocol):
         """Send a request."""
         assert self.transport is not None
         self._exchange = exchange
-        self._parser = httptools.HttpResponseParser(self)
         self._heard = self._body = self._status = 0
         self._retry_after = ""
         self._framed = self._headed = self._complete = self._persists = self._extra = False
@@ -292,7 +263,7 @@ class _Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None:
+        if self._exchange is None or self._parser is None:
             self.close()  # an answer to nothing
             return
         self._heard += len(data)
@@ -325,7 +296,7 @@ class _Connection(asyncio.Protocol):
                 self.origin.retry(exchange)
             else:
                 self._end(OutboundError("the connection was closed before the response's end"))
-        self._parser = None
+        self._parser = None  # it holds methods of this object: a cycle
         self.origin.lost(self)
 
     def _finish(self, *, keep: bool) -> None:
@@ -338,7 +309,6 @@ class _Connection(asyncio.Protocol):
 
     def _end(self, result: Response | OutboundError) -> None:
         exchange, self._exchange = self._exchange, None
-        self._parser = None
         if exchange is not None:
             self.origin.ended(exchange, result)
 

@@ -44,6 +44,7 @@ MISUSED = 2  # exit status of a process that is started with a value that can't 
 UNUSABLE = 1  # exit status of a process that can't work with what it was told
 CRASHED = 70  # exit status of a worker after an error of ours (EX_SOFTWARE of sysexits.h)
 HANDSHAKE = 0.05  # seconds that a TCP handshake under way is given to end when the door closes
+MAX_KNOWN = 1000  # endpoints that are remembered
 OTHER_FILES = http1.OVERFLOW + outbound.ALL_CONNECTIONS + 64  # besides the connections that are served
 BACKLOG = 4096  # connections the kernel keeps while the loop is busy; it takes net.core.somaxconn if that is less
 
@@ -65,6 +66,7 @@ class Endpoint:
     def __init__(self, store: dedup.Store, answers: http1.Answers, callbacks: reporter.Callbacks) -> None:
         self.add = store.add
         self._callbacks = callbacks
+        self._known: dict[bytes, outbound.Url] = {}  # endpoints as they stood in a query, which most requests repeat
         ok = answers.add(200, "OK", b"ok")
         self.outcomes = dict.fromkeys((dedup.NEW, dedup.DUPLICATE, dedup.STORED), ok) | {
             outcome: answers.refuse(503, "Service Unavailable", why, Retry_After="1")
@@ -107,7 +109,7 @@ class Endpoint:
             if name == b"id":
                 ids.append(unquote_to_bytes(value))
             elif name == b"endpoint":
-                endpoints.append(unquote_to_bytes(value))
+                endpoints.append(value)
         number = integer(ids[0]) if len(ids) == 1 else None
         if number is None:
             return self._bad_id
@@ -115,7 +117,7 @@ class Endpoint:
         if endpoints:
             try:
                 (endpoint,) = endpoints
-                url = self._callbacks.parse(endpoint)
+                url = self._known.get(endpoint) or self._read(endpoint)
             except ValueError:
                 return self._bad_endpoint
             if self._callbacks.full(url):
@@ -124,9 +126,19 @@ class Endpoint:
         outcome = self.add(number, connection.later, counted)
         return None if outcome is None else self.outcomes[outcome]
 
+    def _read(self, endpoint: bytes) -> outbound.Url:
+        """Return the URL that an endpoint is. Raises ValueError if it may not be called."""
+        url = self._callbacks.parse(unquote_to_bytes(endpoint))
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[endpoint] = url
+        return url
+
 
 def integer(text: bytes) -> int | None:
     """Return the integer of signed 64 bits that `text` writes in ASCII digits, or None if it doesn't."""
+    if text.isdigit() and len(text) <= http1.MAX_DIGITS:
+        return int(text)
     match = _integer(text)
     if match is None:
         return None

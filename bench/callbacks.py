@@ -1,9 +1,10 @@
 """How many callbacks arrive, and how late; and what a receiver that hangs costs. `python bench/callbacks.py`.
 
 First `--rate` requests a second for `--seconds`, each with a new id and an `endpoint` on a trivial receiver here: how
-many of the callbacks came, and how long after their requests were due. Then the same load of plain requests, three
-times in turn without and with `--hanging` further requests a second whose receiver takes connections and never answers:
-the plain requests' p99 and the server's memory. The server counts in memory; nothing is pinned, all share the machine.
+many of the callbacks came, and how long after their requests were due: the ids are new and come in order, so the count
+says which request a callback belongs to, but for a few that overtook each other. Then the same load of plain requests,
+three times in turn without and with `--hanging` further requests a second whose receiver takes connections and never
+answers: the plain requests' p99 and the server's memory. The server counts in memory; nothing is pinned.
 """
 
 import argparse
@@ -22,68 +23,66 @@ from urllib.parse import quote
 import uvloop
 from openloop import ROOT, TICK, Client, free_port, show
 
-FOUND = re.compile(rb"GET /\?t=([0-9.]+)&count=([0-9]+) HTTP/1\.1\r\n").findall
+FOUND = re.compile(rb"GET /\?count=([0-9]+) HTTP/1\.1\r\n").findall
+Times = list[tuple[float, float]]
 ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 class Receiver(asyncio.Protocol):
-    """Answers every request at once, and notes how long ago it was due."""
+    """Answers every request at once, and notes when it came with which count."""
 
-    def __init__(self, late: list[float]) -> None:
-        self.late = late
+    def __init__(self, came: list[tuple[int, float]]) -> None:
+        self.came = came
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         now = time.time()
-        for due, _ in FOUND(data):
-            self.late.append(now - float(due))
+        for count in FOUND(data):
+            self.came.append((int(count), now))
             self.transport.write(ANSWER)  # type: ignore[attr-defined]
 
 
 def receive(port: int, hanging_port: int, pipe: "multiprocessing.connection.Connection") -> None:
-    """Receive on one port, hang on the other, until asked; then tell how late each callback was."""
-    late: list[float] = []
+    """Receive on one port, hang on the other, until asked; then tell when each callback came."""
+    came: list[tuple[int, float]] = []
 
     async def work() -> None:
         loop = asyncio.get_running_loop()
-        await loop.create_server(lambda: Receiver(late), "127.0.0.1", port)
+        await loop.create_server(lambda: Receiver(came), "127.0.0.1", port)
         await loop.create_server(asyncio.Protocol, "127.0.0.1", hanging_port)
         pipe.send("ready")
         await loop.run_in_executor(None, pipe.recv)
 
     uvloop.run(work())
-    pipe.send(late)
+    pipe.send(came)
 
 
-async def drive(
-    port: int, rate: int, seconds: float, write: Callable[[float, int], bytes]
-) -> list[tuple[float, float]]:
-    """Send `write(due, number)` at a constant rate; return when each answered request was due, and how long it took."""
+async def drive(port: int, rate: int, seconds: float, write: Callable[[int], bytes]) -> tuple[float, Times]:
+    """Send `write(number)` at a constant rate; return when it began, and when each answer was due and how late."""
     loop = asyncio.get_running_loop()
-    done: list[tuple[float, float]] = []
+    done: Times = []
     clients = [(await loop.create_connection(lambda: Client(done), "127.0.0.1", port))[1] for _ in range(64)]
     start = time.perf_counter()
-    offset = time.time() - start
+    began = time.time()
     total, sent = int(rate * seconds), 0
     while sent < total:
         due = min(total, int((time.perf_counter() - start) * rate))
         for number in range(sent, due):
-            at = start + number / rate
             client = clients[number % len(clients)]
-            client.due.append(at)
-            client.transport.write(write(at + offset, number))  # type: ignore[attr-defined]
+            client.due.append(start + number / rate)
+            client.transport.write(write(number))  # type: ignore[attr-defined]
         sent = max(sent, due)
         await asyncio.sleep(TICK)
     await asyncio.sleep(1)
     failed = sum(client.failed + len(client.due) for client in clients)
     print(f"{total:,} requests at {rate:,} a second: {failed} unanswered or failed")
-    return done
+    return began, done
 
 
 def request(number: int, endpoint: str = "") -> bytes:
-    more = f"&endpoint={quote(endpoint, safe='')}" if endpoint else ""
+    more = f"&endpoint={endpoint}" if endpoint else ""
     return f"GET /api/verve/accept?id={number}{more} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
 
 
@@ -91,17 +90,18 @@ def memory(pid: int) -> str:
     return f"{int(Path(f'/proc/{pid}/status').read_text().partition('VmRSS:')[2].split()[0]) / 1024:.0f} MiB"
 
 
-async def run(options: argparse.Namespace, port: int, pid: int, ready: str, hanging: str) -> None:
+async def run(options: argparse.Namespace, port: int, pid: int, ready: str, hanging: str) -> float:
+    """Return when the requests whose callbacks are answered began."""
     first = 0
 
-    def plain(_due: float, number: int) -> bytes:
+    def plain(number: int) -> bytes:
         return request(first + number)
 
-    def hung(_due: float, number: int) -> bytes:
+    def hung(number: int) -> bytes:
         return request(first + 5 * 10**7 + number, hanging)
 
     print("callbacks to a receiver that answers:")
-    done = await drive(port, options.rate, options.seconds, lambda due, n: request(n, f"{ready}?t={due:.6f}"))
+    began, done = await drive(port, options.rate, options.seconds, lambda number: request(number, ready))
     show("answers", [took for _, took in done])
     await asyncio.sleep(3)
     print(f"memory {memory(pid)}\n\nplain requests, alone and beside callbacks to a receiver that hangs:")
@@ -113,11 +113,12 @@ async def run(options: argparse.Namespace, port: int, pid: int, ready: str, hang
             jobs = [drive(port, options.rate, options.seconds / 2, plain)]
             if others:
                 jobs.append(drive(port, others, options.seconds / 2, hung))
-            took = sorted(took for _, took in (await asyncio.gather(*jobs))[0])
+            took = sorted(took for _, took in (await asyncio.gather(*jobs))[0][1])
             figures.append(took[int(len(took) * 0.99)] * 1e3)
             print(f"  p99 {figures[-1]:.1f} ms, memory {memory(pid)}")
     ratio = statistics.median(beside) / statistics.median(alone)
     print(f"p99 alone {statistics.median(alone):.1f} ms, beside {statistics.median(beside):.1f} ms: {ratio:.2f} times")
+    return began
 
 
 def main() -> None:
@@ -132,17 +133,19 @@ def main() -> None:
     receiver.start()
     ours.recv()
     command = [sys.executable, str(ROOT / "verve_server.py"), "--admin", "off", "--port", str(port), "--redis-url", ""]
+    command += ["--window", "86400"]
     with subprocess.Popen([*command, "--callback-allow", "127.0.0.0/8", "--log-level", "error"]) as server:
         try:
             time.sleep(2)
-            places = f"http://127.0.0.1:{receiving}/", f"http://127.0.0.1:{hanging}/"
-            uvloop.run(run(options, port, server.pid, *places))
+            ready, hung = (quote(f"http://127.0.0.1:{number}/", safe="") for number in (receiving, hanging))
+            began = uvloop.run(run(options, port, server.pid, ready, hung))
         finally:
             server.terminate()
             ours.send("stop")
-            late = sorted(ours.recv())
+            came = ours.recv()
             receiver.join()
     total = int(options.rate * options.seconds)
+    late = [at - began - (count - 1) / options.rate for count, at in came]
     print(f"\ncallbacks that arrived: {len(late):,} of {total:,} ({len(late) / total:.2%})")
     show("late", late)
 
