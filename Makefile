@@ -13,7 +13,7 @@ check: .venv/ready
 	.venv/bin/mypy
 
 bench: .venv/ready
-	.venv/bin/python bench/ratio.py
+	.venv/bin/python bench/run.py
 
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv

@@ -97,11 +97,20 @@ log = logging.getLogger("verve.store")
 
 Command = tuple[str, ...]
 Done = Callable[[int], None]  # takes what became of an id, once
+Tell = Callable[[Sequence[Any], int], None]  # takes many such, what `later()` gave, and what became of all their ids
 Counted = Callable[[int, int], None]  # takes the start of a window and the fleet's count in it
+
+
+def tell_each(dones: Sequence[Done], outcome: int) -> None:
+    """Tell what became of ids, one by one."""
+    for done in dones:
+        done(outcome)
 
 
 class Store(Protocol):
     """What counts ids, wherever it keeps them."""
+
+    tell: Tell  # `tell_each`, or what knows a quicker way for what its `later()` gives
 
     window: int  # start of the open window, Unix seconds
     seconds: int  # length of a window
@@ -160,6 +169,7 @@ class MemoryStore:
     """Counts in this process alone."""
 
     place = "memory"
+    tell: Tell = staticmethod(tell_each)
 
     def __init__(self, seconds: int, max_ids: int, clock: Callable[[], float] = time.time) -> None:
         self.seconds = seconds
@@ -392,6 +402,7 @@ class RedisStore:
         self.prefix = prefix
         self.window = 0  # none until Redis has told its time
         self.count = 0
+        self.tell: Tell = tell_each
         self.up = False  # the link stands, and ids are taken
         self.why = ""  # in words, once it is not up
         self.evicting = ""  # the policy by which Redis may drop ids
@@ -564,8 +575,7 @@ class RedisStore:
         self._numbers, self._dones, self._counted = [], [], []
         asked, self._asked = self._asked, []
         queries, self._queries = self._queries, []
-        for done in dones:
-            done(LOST)
+        self.tell(dones, LOST)
         for _, replies in queries:
             if not replies.done():
                 replies.set_exception(redis.ConnectionError(why))
@@ -696,16 +706,14 @@ class RedisStore:
             if self._refused:
                 log.warning("Redis takes ids again")
             if window == self.window and self.count < self.max_ids:
-                shards = self._ids.shards
+                shards, modulus = self._ids.shards, SHARDS
                 for number in numbers:
-                    ids = shards[number % SHARDS]
+                    ids = shards[number % modulus]
                     if number not in ids:
                         ids.add(number)
                         self.count += 1
         self._refused = refused
-        outcome = REFUSED if refused else STORED
-        for done in dones:
-            done(outcome)
+        self.tell(dones, REFUSED if refused else STORED)
 
     async def _store(self, pack: Callable[[str], bytes], deadline: float, dones: list[Done]) -> tuple[int, str, Any]:
         """Store ids in the open window by `deadline` (loop time), with the command that `pack` makes for its key.
@@ -737,8 +745,7 @@ class RedisStore:
                         continue  # it was closed, and another is open now
                 return window, advise(reply), None
         except BaseException:
-            for done in dones:
-                done(LOST)
+            self.tell(dones, LOST)
             raise
 
     def _opening(self, window: int) -> tuple[Command, Command]:

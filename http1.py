@@ -31,7 +31,7 @@ import asyncio
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import formatdate
 from math import inf
 from typing import Protocol as Interface
@@ -177,6 +177,7 @@ class Server:
         self.plain_size = len(self.plain)
         self.answers = answers
         self.outcomes = outcomes
+        self.kept: dict[int, bytes] = {}  # outcomes as written on a connection that is kept, as nearly all are
         self.idle_timeout = idle_timeout
         self.header_timeout = header_timeout
         self.max_connections = max_connections
@@ -214,10 +215,19 @@ class Server:
         """Each second: render the Date, and end what is past its deadline."""
         wall = self._clock()
         self.answers.render(wall)
+        self.kept = {outcome: answer.wire[KEEP] for outcome, answer in self.outcomes.items()}
         now = self.loop.time()
         self.idle_deadline = now + (QUIET if self.draining else self.idle_timeout + 1)
         self._expire(now)
         self._tick = self.loop.call_later(1 - wall % 1, self.tick)
+
+    def give(self, slots: Sequence[Slot], outcome: int) -> None:
+        """Fill many slots alike, and write what that lets each connection write, at once."""
+        answer = self.outcomes[outcome]
+        for slot in slots:
+            slot.answer = answer
+        for connection in {slot.connection for slot in slots}:
+            connection.flush()
 
     def start_drain(self) -> None:
         """From now on have each connection's next answer be its last, and close those on which no request comes."""
@@ -385,20 +395,24 @@ class Connection(asyncio.Protocol):
                 if digits.isdigit() and len(digits) <= MAX_DIGITS:  # alone, as nearly all come: a third off the below
                     outcome = server.add(int(digits), self.later)
                     if outcome is not None and self.transport is not None:
-                        self.transport.write(server.outcomes[outcome].wire[KEEP])
+                        self.transport.write(server.kept[outcome])
                     return
         known = self._known
         if known and data.startswith(server.plain, pos) and not (self.ended or self.blocked):
             end = data.rfind(known, pos)
             if end > 0:
                 start = pos + server.plain_size
+                add, later, kept, out, around = server.add, self.later, server.kept, self._out, self._around
                 for digits in data[start:end].split(self._between):
                     if not digits.isdigit() or len(digits) > MAX_DIGITS or len(slots) >= MAX_WAITING:
                         break
-                    pos += len(digits) + self._around
-                    outcome = server.add(int(digits), self.later)
+                    pos += len(digits) + around
+                    outcome = add(int(digits), later)
                     if outcome is not None:
-                        self._give(server.outcomes[outcome], KEEP)
+                        if slots:
+                            slots.append(Slot(self, KEEP, server.outcomes[outcome]))
+                        else:
+                            out.append(kept[outcome])
         while pos < len(data) and not self.ended:
             if self.blocked or len(slots) >= MAX_WAITING:
                 self._unread = data[pos:]

@@ -244,6 +244,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         header_timeout=config.header_timeout,
         max_connections=config.max_connections,
     )
+    store.tell = server.give
     door = sock.dup()
     listen(config, [sock])
     listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)

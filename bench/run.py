@@ -1,0 +1,330 @@
+"""Verve beside nginx, the floor of its stack, and peers. `python bench/run.py`, about ten minutes.
+
+Each server is on core 0, wrk and Redis on core 1 (but where it says unpinned). The servers take turns, in rounds,
+so that what else the machine does falls on all of them; each figure is the median of the rounds. CPU is user and system
+time of the server's processes (and of Redis) from /proc, over the requests that wrk counted. Ratios are what to look
+at: to nginx's static reply, which does no work, and to a bare uvloop and httptools server with a fixed reply.
+
+Every id is sent once in the cases that say so, over all runs; in the end the counts that the service told must add up
+to what was answered, plus at most what was under way when wrk stopped. The table is printed, and written to RESULTS.md.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import itertools
+import os
+import platform
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "RESULTS.md"
+TICKS = os.sysconf("SC_CLK_TCK")
+WINDOW = 10  # seconds, so that rolls are measured too
+POOL = 1000  # ids that duplicates are taken from
+NGINX = """
+daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
+events {{ worker_connections 2048; }}
+http {{
+  access_log off; keepalive_requests 1000000000;
+  client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
+  uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+  server {{ listen 127.0.0.1:{port}; location / {{ default_type "text/plain; charset=utf-8"; return 200 "ok"; }} }}
+}}
+"""
+LUA = """
+local count, fresh, depth, headers, text = 0, 1, 1, nil, {}
+init = function(arguments)
+  count, fresh, depth = tonumber(arguments[1]), tonumber(arguments[2]), tonumber(arguments[3])
+  if arguments[4] == "balancer" then
+    headers = {["X-Forwarded-For"]="203.0.113.9, 198.51.100.7", ["X-Forwarded-Proto"]="https",
+      ["X-Forwarded-Port"]="443", ["X-Amzn-Trace-Id"]="Root=1-67891233-abcdef012345678912345678",
+      ["User-Agent"]="Mozilla/5.0 (X11; Linux)", ["Accept"]="*/*", ["Accept-Encoding"]="gzip, deflate, br",
+      ["Accept-Language"]="en-GB,en;q=0.9", ["Referer"]="https://example.com/a/page",
+      ["Cache-Control"]="no-cache", ["Pragma"]="no-cache"}
+  end
+end
+local one = function()
+  count = count + 1
+  local id = (count % 10 < fresh * 10) and count or count % POOL
+  return wrk.format("GET", "/api/verve/accept?id=" .. id, headers)
+end
+request = function()
+  if depth == 1 then return one() end
+  for i = 1, depth do text[i] = one() end
+  return table.concat(text)
+end
+""".replace("POOL", str(POOL))
+
+
+class Case(NamedTuple):
+    """What is sent, and how."""
+
+    title: str
+    servers: str = "nginx floor memory redis"
+    connections: int = 64
+    fresh: float = 1.0  # share of requests with a new id
+    depth: int = 1  # requests in one write
+    headers: str = "one"
+    pinned: bool = True
+
+
+CASES = {
+    "new": Case("a new id each time", "nginx floor memory redis aiohttp aiohttp+redis fastapi fastapi+redis"),
+    "many": Case("a new id each time, 256 connections", connections=256),
+    "duplicates": Case("9 in 10 duplicates", fresh=0.1),
+    "headers": Case("a new id each time, twelve header fields as a load balancer sends them", headers="balancer"),
+    "pipelined": Case("a new id each time, 16 requests in one write", depth=16),
+    "workers": Case("a new id each time, unpinned", "nginx redis redis*2", pinned=False),
+}
+
+
+class Run(NamedTuple):
+    """What one run of wrk gave."""
+
+    rate: float  # requests a second
+    p50: float  # ms
+    p99: float
+    cpu: float  # µs a request
+    redis: float
+    memory: float  # MiB, of the server
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def family(pid: int) -> list[str]:
+    """Return a process and its children."""
+    return [str(pid), *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def cpu(pid: int) -> float:
+    """Return the CPU seconds of a process and its children."""
+    total = 0.0
+    for process in family(pid):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / TICKS
+    return total
+
+
+def memory(pid: int) -> float:
+    """Return the resident MiB of a process and its children."""
+    texts = (Path(f"/proc/{process}/status").read_text() for process in family(pid))
+    return sum(int(text.partition("VmRSS:")[2].split()[0]) for text in texts) / 1024
+
+
+@contextlib.contextmanager
+def started(cores: str, *command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server on some cores until the block ends, from when it listens on."""
+    process = subprocess.Popen(["taskset", "-c", cores, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"{' '.join(command)} did not start")
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def command(name: str, port: int, store: int, folder: str) -> list[str]:
+    """Return what starts a server: what its name says before `+redis` or `*workers`."""
+    url = f"redis://127.0.0.1:{store}"
+    program, _, workers = name.partition("*")
+    if program == "nginx":
+        Path(folder, "nginx.conf").write_text(NGINX.format(folder=folder, port=port))
+        return ["nginx", "-c", f"{folder}/nginx.conf"]
+    if program in ("memory", "redis"):
+        verve = [sys.executable, str(ROOT / "verve_server.py"), "--admin", "off", "--port", str(port)]
+        where = ["--redis-url", url if program == "redis" else "", "--workers", workers or "1"]
+        return [*verve, *where, "--window", str(WINDOW), "--key-prefix", f"bench{port}"]
+    peer, _, with_redis = program.partition("+")
+    file = "floor.py" if peer == "floor" else f"peer_{peer}.py"
+    return [sys.executable, str(ROOT / "bench" / file), str(port), *([url] if with_redis else [])]
+
+
+def load(case: Case, port: int, first: int, seconds: int, script: str) -> tuple[int, float, float, float]:
+    """Run wrk; return how many requests were answered, how many a second, p50 and p99 in ms."""
+    wrk = ["wrk", "--latency", "-t1", f"-c{case.connections}", f"-d{seconds}s", "-s", script]
+    wrk = [*(["taskset", "-c", "1"] if case.pinned else []), *wrk, f"http://127.0.0.1:{port}/", "--"]
+    wrk += [str(first), str(case.fresh), str(case.depth), case.headers]
+    text = subprocess.run(wrk, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in text or "Socket errors" in text:
+        raise SystemExit(f"failed requests:\n{text}")
+    late = (found(rf"{mark}%\s+([\d.]+(?:us|ms|s))", text) for mark in (50, 99))
+    p50, p99 = (
+        float(each.rstrip("ums")) * {"u": 1e-3, "m": 1, "s": 1e3}[each.lstrip("0123456789.")[0]] for each in late
+    )
+    return int(found(r"(\d+) requests in", text)), float(found(r"Requests/sec:\s+([\d.]+)", text)), p50, p99
+
+
+def found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    if match is None:
+        raise SystemExit(f"wrk said something unexpected:\n{text}")
+    return match[1]
+
+
+def measure(case: Case, names: list[str], rounds: int, seconds: int, ids: Iterator[int]) -> dict[str, list[Run]]:
+    """Have the servers take turns; return their runs. Ends the program if a count is wrong."""
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    answered = dict.fromkeys(names, 0)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        script = Path(folder, "wrk.lua")
+        script.write_text(LUA)
+        everywhere = f"0-{(os.cpu_count() or 1) - 1}"
+        store_port = free_port()
+        options = ("--port", str(store_port), "--save", "", "--dir", folder)
+        store = stack.enter_context(
+            started("1" if case.pinned else everywhere, "redis-server", *options, port=store_port)
+        )
+        ports = {name: free_port() for name in names}
+        servers = {
+            name: stack.enter_context(
+                started("0" if case.pinned else everywhere, *command(name, port, store_port, folder), port=port)
+            )
+            for name, port in ports.items()
+        }
+        for number in range(rounds):
+            for name, server in servers.items():
+                print(f"{case.title}: round {number + 1} of {rounds}, {name}", file=sys.stderr)
+                before = cpu(server.pid), cpu(store.pid)
+                count, rate, p50, p99 = load(case, ports[name], next(ids), seconds, str(script))
+                spent = (cpu(server.pid) - before[0]) / count * 1e6
+                of_redis = (cpu(store.pid) - before[1]) / count * 1e6 if "redis" in name else 0.0
+                answered[name] += count
+                runs[name].append(Run(rate, p50, p99, spent, of_redis, memory(server.pid)))
+        under_way = rounds * case.connections * case.depth
+        for name in names:
+            if name.startswith("redis"):
+                check(case, counted(store_port, f"bench{ports[name]}"), answered[name], under_way)
+    return runs
+
+
+def counted(port: int, prefix: str) -> list[int]:
+    """Return the counts of all windows, the one that is open now as the last."""
+    cli = ["redis-cli", "-p", str(port)]
+    last = int(time.time()) // WINDOW * WINDOW
+    while True:
+        text = subprocess.run(
+            [*cli, "XRANGE", f"{prefix}:reports", "-", "+"], capture_output=True, text=True, check=True
+        ).stdout
+        lines = text.split()
+        if f"{last}000-0" in lines:
+            return [int(lines[at + 1]) for at, line in enumerate(lines) if line == "count"]
+        time.sleep(0.2)
+
+
+def check(case: Case, counts: list[int], answered: int, under_way: int) -> None:
+    """End the program if the counts don't fit what was answered."""
+    least, most = answered, answered + under_way
+    if case.fresh < 1:
+        least = int(case.fresh * answered) - under_way
+        most = int(case.fresh * (answered + under_way)) + under_way + POOL * len(counts)
+    print(f"{case.title}: {answered:,} answered, {sum(counts):,} counted", file=sys.stderr)
+    if not least <= sum(counts) <= most:
+        raise SystemExit(f"{sum(counts)} ids were counted, expected from {least} to {most}")
+
+
+def table(case: Case, runs: dict[str, list[Run]]) -> str:
+    """Return the medians, as Markdown."""
+    middle = {name: Run(*map(statistics.median, zip(*rows, strict=True))) for name, rows in runs.items()}
+    lines = [
+        f"### {case.title[0].upper()}{case.title[1:]}",
+        "",
+        f"{case.connections} connections."
+        if case.pinned
+        else f"{case.connections} connections, all processes on all cores.",
+        "",
+        "| server | requests/s | of nginx | p50 ms | p99 ms | CPU µs | of floor | Redis µs | MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, run in middle.items():
+        of_nginx = f"{run.rate / middle['nginx'].rate:.2f}" if "nginx" in middle else ""
+        of_floor = f"{run.cpu / middle['floor'].cpu:.2f}" if "floor" in middle else ""
+        redis = f"{run.redis:.2f}" if run.redis else ""
+        figures = f"{run.rate:,.0f} | {of_nginx} | {run.p50:.1f} | {run.p99:.1f} | {run.cpu:.1f} | {of_floor} | {redis}"
+        lines.append(f"| {LABELS.get(name, name)} | {figures} | {run.memory:.0f} |")
+    return "\n".join([*lines, ""])
+
+
+LABELS = {
+    "nginx": "nginx, static reply",
+    "floor": "uvloop and httptools, fixed reply",
+    "memory": "**Verve, in memory**",
+    "redis": "**Verve, Redis**",
+    "redis*2": "**Verve, Redis, 2 workers**",
+    "aiohttp+redis": "aiohttp, Redis",
+    "fastapi": "FastAPI",
+    "fastapi+redis": "FastAPI, Redis",
+}
+
+
+def missing(cases: list[Case], only: list[str]) -> list[str]:
+    """Return the commands that install what is needed and not there."""
+    tools = {"wrk": "wrk", "nginx": "nginx-light", "redis-server": "redis-server", "redis-cli": "redis-tools"}
+    packages = [package for tool, package in tools.items() if shutil.which(tool) is None]
+    names = {name for case in cases for name in case.servers.split() if not only or name in only}
+    peers = {name.partition("+")[0] for name in names} & {"aiohttp", "fastapi"}
+    return [
+        *([f"apt-get install {' '.join(packages)}"] if packages else []),
+        *(
+            ["pip install -r bench/requirements.txt"]
+            if any(not importlib.util.find_spec(peer) for peer in peers)
+            else []
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=3, help="of one run [3]")
+    parser.add_argument("--rounds", type=int, default=3, help="that the median is taken of [3]")
+    parser.add_argument("--case", choices=CASES, help="only this one; RESULTS.md is left alone then")
+    parser.add_argument("--only", default="", help="only these servers, with commas between")
+    options = parser.parse_args()
+    cases = [CASES[options.case]] if options.case else list(CASES.values())
+    only = options.only.split(",") if options.only else []
+    if needed := missing(cases, only):
+        raise SystemExit("first: " + " && ".join(needed))
+    ids = itertools.count(POOL, 10_000_000)  # a run does not come near the next one's
+    texts = []
+    for case in cases:
+        names = [name for name in case.servers.split() if not only or name in only]
+        texts.append(table(case, measure(case, names, options.rounds, options.seconds, ids)))
+        print(texts[-1], flush=True)
+    if not options.case and not only:
+        RESULTS.write_text("\n".join([header(options.rounds, options.seconds), *texts]))
+
+
+def header(rounds: int, seconds: int) -> str:
+    model = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0]
+    return f"""# What was measured
+
+By `python bench/run.py` on {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {os.cpu_count()} cores
+({model}): medians of {rounds} interleaved rounds of {seconds} s. Each server is on core 0, wrk and Redis on core 1,
+unless a table says otherwise. CPU is the server's time for a request. The ratios carry over to other machines, the
+figures don't.
+"""
+
+
+if __name__ == "__main__":
+    main()
