@@ -21,10 +21,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import uvloop
-from openloop import ROOT, TICK, Client, free_port, show
+from openloop import TICK, Client, Times, show
+from run import ROOT, free_port
 
 FOUND = re.compile(rb"GET /\?count=([0-9]+) HTTP/1\.1\r\n").findall
-Times = list[tuple[float, float]]
 ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 

@@ -1,31 +1,35 @@
-"""Latency at a constant rate, over several rolls. `python bench/openloop.py [-- --redis-url redis://...]`.
+"""Latency at a constant rate, over several rolls. `python bench/openloop.py`, about five minutes.
 
 Requests are due at times fixed beforehand, `--rate` a second, each with a new id, taking turns on `--connections`;
 none waits for an answer to another, and its latency counts from when it was due, so that a stall shows in every
-request that it delays. Prints p50, p99, p99.9 and the slowest, over all and for the second around each roll. The
-server is pinned to core 0, the client to core 1 (with Redis, if that was started so).
+request that it delays. Prints p50, p99, p99.9 and the slowest, over all and for the second around each roll, and draws
+them second by second in openloop.svg. The server is on core 0, the client and Redis on core 1.
 """
 
 import argparse
 import asyncio
+import contextlib
+import math
 import os
-import socket
-import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
-from pathlib import Path
 
 import uvloop
+from run import ROOT, free_port, started, write_section
 
-ROOT = Path(__file__).resolve().parent.parent
 TICK = 0.001  # seconds from one look at what is due to the next
+PLOT = ROOT / "bench" / "openloop.svg"
+MARKS = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "slowest": 1.0}
+COLOURS = {"p50": "#4a8", "p99": "#48c", "p99.9": "#a5c", "slowest": "#c54"}
+Times = list[tuple[float, float]]  # of each answered request: when it was due (perf_counter), and how long it took
 
 
 class Client(asyncio.Protocol):
     """One connection: remembers when each request was due, takes the answers in order."""
 
-    def __init__(self, done: list[tuple[float, float]]) -> None:
+    def __init__(self, done: Times) -> None:
         self.due: deque[float] = deque()
         self.done = done
         self.failed = 0
@@ -47,16 +51,16 @@ class Client(asyncio.Protocol):
         self.transport.write(b"GET /api/verve/accept?id=%d HTTP/1.1\r\nHost: bench\r\n\r\n" % number)  # type: ignore[attr-defined]
 
 
-async def drive(options: argparse.Namespace) -> None:
+async def drive(options: argparse.Namespace, port: int) -> None:
     loop = asyncio.get_running_loop()
-    done: list[tuple[float, float]] = []
+    done: Times = []
     clients = [
-        (await loop.create_connection(lambda: Client(done), "127.0.0.1", options.port))[1]
-        for _ in range(options.connections)
+        (await loop.create_connection(lambda: Client(done), "127.0.0.1", port))[1] for _ in range(options.connections)
     ]
     offset = time.time() - time.perf_counter()  # to Unix time, in which windows end
     start = time.perf_counter() + options.window - time.time() % options.window - 1
     total = int(options.rate * (options.rolls * options.window - options.window + 2))
+    print(f"{total:,} requests at {options.rate:,} a second", file=sys.stderr)
     sent = 0
     while sent < total:
         due = min(total, int((time.perf_counter() - start) * options.rate))
@@ -65,44 +69,94 @@ async def drive(options: argparse.Namespace) -> None:
         sent = max(sent, due)
         await asyncio.sleep(TICK)
     await asyncio.sleep(3)  # for the last answers
-    print(f"{total:,} requests at {options.rate:,} a second: {total - len(done)} unanswered or failed")
-    show("all", [took for _, took in done])
-    show("rolls", [took for due, took in done if (due + offset + 0.5) % options.window < 1])
-    if len(done) < total or any(client.failed for client in clients):
+    failed = total - len(done) + sum(client.failed for client in clients)
+    around = [took for due, took in done if (due + offset + 0.5) % options.window < 1]
+    lines = [
+        f"{total:,} requests at {options.rate:,} a second on {options.connections} connections, windows of "
+        f"{options.window} s, {'in memory' if options.memory else 'with Redis'}: {failed} unanswered or failed.",
+        "",
+        f"| | {' | '.join(MARKS)} |",
+        "| --- |" + " ---: |" * len(MARKS),
+        row("all", [took for _, took in done]),
+        row("the second around a window's end", around),
+        "",
+        "![Latency, second by second](openloop.svg)",
+    ]
+    write_section("Latency at a constant rate", "\n".join(lines))
+    rolls = [at for at in range(total // options.rate + 1) if (start + at + offset) % options.window < 0.5]
+    PLOT.write_text(plot([(due - start, took) for due, took in done], [at + 0.0 for at in rolls]))
+    if failed:
         raise SystemExit("not every request was answered ok")
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def at_marks(times: list[float]) -> dict[str, float]:
+    """Return the quantiles of some times, in ms."""
+    times = sorted(times)
+    return {mark: times[min(len(times) - 1, int(len(times) * at))] * 1e3 for mark, at in MARKS.items()}
+
+
+def row(name: str, times: list[float]) -> str:
+    return f"| {name} | " + " | ".join(f"{ms:.1f} ms" for ms in at_marks(times).values()) + " |"
 
 
 def show(name: str, times: list[float]) -> None:
-    times.sort()
-    marks = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "slowest": 1.0}
-    figures = (f"{mark} {times[min(len(times) - 1, int(len(times) * at))] * 1e3:.1f} ms" for mark, at in marks.items())
-    print(f"{name:6} {len(times):8} requests: " + ", ".join(figures))
+    print(
+        f"{name:6} {len(times):8} requests: " + ", ".join(f"{mark} {ms:.1f} ms" for mark, ms in at_marks(times).items())
+    )
+
+
+def plot(times: Times, rolls: list[float]) -> str:
+    """Return an SVG of the quantiles of each second, on a logarithmic scale, with the rolls as vertical lines."""
+    width, height, left, low, high = 900, 300, 50, 0.1, 1000.0
+    seconds: dict[int, list[float]] = {}
+    for due, took in times:
+        seconds.setdefault(int(due), []).append(took)
+    marks = {second: at_marks(each) for second, each in sorted(seconds.items())}
+    last = max(marks) + 1
+
+    def x(second: float) -> float:
+        return left + second / last * (width - left - 10)
+
+    def y(ms: float) -> float:
+        return height - 30 - math.log10(min(max(ms, low), high) / low) / math.log10(high / low) * (height - 50)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"',
+        'font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for ms in (0.1, 1.0, 10.0, 100.0, 1000.0):
+        parts.append(f'<path d="M{left} {y(ms):.1f}H{width - 10}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(ms) + 4:.1f}" text-anchor="end">{ms:g} ms</text>')
+    parts += [f'<path d="M{x(at):.1f} 20V{height - 30}" stroke="#999" stroke-dasharray="3 3"/>' for at in rolls]
+    for number, (mark, colour) in enumerate(COLOURS.items()):
+        line = " ".join(f"{x(second + 0.5):.1f},{y(each[mark]):.1f}" for second, each in marks.items())
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        parts.append(f'<text x="{left + 80 * number}" y="14" fill="{colour}">{mark}</text>')
+    parts.append(f'<text x="{left + 340}" y="14" fill="#666">dashed: the ends of windows</text>')
+    parts.append(f'<text x="{width - 10}" y="{height - 10}" text-anchor="end">{last} s</text></svg>')
+    return "\n".join(parts) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=int, default=10_000)
-    parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--window", type=int, default=10)
-    parser.add_argument("--rolls", type=int, default=5)
-    parser.add_argument("--port", type=int, default=18081)
-    parser.add_argument("flags", nargs="*", help="more flags of verve_server.py, after --")
+    parser.add_argument("--rate", type=int, default=10_000, help="[10000]")
+    parser.add_argument("--connections", type=int, default=64, help="[64]")
+    parser.add_argument("--window", type=int, default=60, help="seconds [60]")
+    parser.add_argument("--rolls", type=int, default=5, help="[5]")
+    parser.add_argument("--memory", action="store_true", help="count in memory, without Redis")
     options = parser.parse_args()
-    command = ["taskset", "-c", "0", sys.executable, str(ROOT / "verve_server.py"), "--admin", "off"]
-    command += ["--port", str(options.port), "--window", str(options.window), *options.flags]
-    with subprocess.Popen(command) as server:
-        try:
-            os.sched_setaffinity(0, {1})
-            time.sleep(2)
-            uvloop.run(drive(options))
-        finally:
-            server.terminate()
+    with contextlib.ExitStack() as stack:
+        url, port = "", free_port()
+        if not options.memory:
+            store, folder = free_port(), stack.enter_context(tempfile.TemporaryDirectory())
+            arguments = ("--port", str(store), "--save", "", "--dir", folder)
+            stack.enter_context(started("1", "redis-server", *arguments, port=store))
+            url = f"redis://127.0.0.1:{store}"
+        flags = ["--admin", "off", "--port", str(port), "--window", str(options.window), "--redis-url", url]
+        stack.enter_context(started("0", sys.executable, str(ROOT / "verve_server.py"), *flags, port=port))
+        os.sched_setaffinity(0, {1})
+        uvloop.run(drive(options, port))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def started(cores: str, *command: str, port: int) -> Iterator[subprocess.Popen[b
         process.wait()
 
 
-def command(name: str, port: int, store: int, folder: str) -> list[str]:
+def command(name: str, port: int, store: int, folder: str, window: int = WINDOW) -> list[str]:
     """Return what starts a server: what its name says before `+redis` or `*workers`."""
     url = f"redis://127.0.0.1:{store}"
     program, _, workers = name.partition("*")
@@ -155,7 +155,7 @@ def command(name: str, port: int, store: int, folder: str) -> list[str]:
     if program in ("memory", "redis"):
         verve = [sys.executable, str(ROOT / "verve_server.py"), "--admin", "off", "--port", str(port)]
         where = ["--redis-url", url if program == "redis" else "", "--workers", workers or "1"]
-        return [*verve, *where, "--window", str(WINDOW), "--key-prefix", f"bench{port}"]
+        return [*verve, *where, "--window", str(window), "--key-prefix", f"bench{port}"]
     peer, _, with_redis = program.partition("+")
     file = "floor.py" if peer == "floor" else f"peer_{peer}.py"
     return [sys.executable, str(ROOT / "bench" / file), str(port), *([url] if with_redis else [])]
@@ -248,7 +248,7 @@ def table(case: Case, runs: dict[str, list[Run]]) -> str:
     """Return the medians, as Markdown."""
     middle = {name: Run(*map(statistics.median, zip(*rows, strict=True))) for name, rows in runs.items()}
     lines = [
-        f"### {case.title[0].upper()}{case.title[1:]}",
+        f"**{case.title[0].upper()}{case.title[1:]}**",
         "",
         f"{case.connections} connections."
         if case.pinned
@@ -312,17 +312,27 @@ def main() -> None:
         texts.append(table(case, measure(case, names, options.rounds, options.seconds, ids)))
         print(texts[-1], flush=True)
     if not options.case and not only:
-        RESULTS.write_text("\n".join([header(options.rounds, options.seconds), *texts]))
+        write_section(
+            "Requests a second", "\n".join([f"Medians of {options.rounds} rounds of {options.seconds} s.\n", *texts])
+        )
 
 
-def header(rounds: int, seconds: int) -> str:
+def write_section(title: str, text: str) -> None:
+    """Put a section into RESULTS.md, in the place of the one that had its title."""
+    print(text)
     model = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0]
-    return f"""# What was measured
+    machine = f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}"
+    script = f"python bench/{Path(sys.argv[0]).name}"
+    old = RESULTS.read_text() if RESULTS.exists() else ABOUT
+    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", old, re.DOTALL | re.MULTILINE))
+    sections[title] = f"\nBy `{script}` on {datetime.now(UTC):%Y-%m-%d}: {machine}.\n\n{text.strip()}\n\n"
+    RESULTS.write_text(ABOUT + "".join(f"\n## {title}\n{text.rstrip()}\n" for title, text in sections.items()))
 
-By `python bench/run.py` on {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {os.cpu_count()} cores
-({model}): medians of {rounds} interleaved rounds of {seconds} s. Each server is on core 0, wrk and Redis on core 1,
-unless a table says otherwise. CPU is the server's time for a request. The ratios carry over to other machines, the
-figures don't.
+
+ABOUT = """# What was measured
+
+Servers are on core 0, clients and Redis on core 1, unless it says otherwise. CPU is the server's time for a request.
+The ratios carry over to other machines, the figures themselves don't.
 """
 
 

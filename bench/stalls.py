@@ -10,6 +10,7 @@ ids are sent 5 s behind an edge; the window is as long as `--window` says.
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -36,7 +37,7 @@ async def receive(reader: asyncio.StreamReader, count: int) -> None:
         await reader.readexactly(2)
 
 
-async def fill(port: int, numbers: range, rate: float) -> None:
+async def fill(port: int, numbers: range, rate: float = math.inf) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
     began = time.time()
     for start in range(numbers.start, numbers.stop, DEPTH):

@@ -1,0 +1,97 @@
+"""How cost grows with ids in a window and with connections. `python bench/growth.py`, about ten minutes.
+
+For each number of ids the service is started anew, the ids are sent behind the start of a window, pipelined on four
+connections, and its end is awaited: CPU a request, memory an id (of the server, and what Redis says it uses), and the
+slowest of the requests that another connection sends every 2 ms from a second before the end to three after it. Then
+wrk, for each number of connections. Writes a section of RESULTS.md.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import uvloop
+from run import CASES, LUA, command, cpu, free_port, load, memory, started, write_section
+from stalls import Probe, fill, probe
+
+WINDOWS = {10_000: 10, 100_000: 10, 1_000_000: 40, 5_000_000: 180}  # ids in a window: its length in seconds
+CONNECTIONS = (1, 10, 100, 1000, 5000)
+
+
+def redis_memory(port: int) -> float:
+    """Return the MiB that Redis uses."""
+    text = subprocess.run(["redis-cli", "-p", str(port), "INFO", "memory"], capture_output=True, text=True, check=True)
+    return int(re.findall(r"used_memory:(\d+)", text.stdout)[0]) / 2**20
+
+
+async def one(port: int, pid: int, store: int, store_pid: int, ids: int, window: int) -> str:
+    """Fill a window and see it end; return a row's figures."""
+    await asyncio.sleep(window - time.time() % window + 0.5)
+    edge = time.time() // window * window + window
+    before = cpu(pid), cpu(store_pid), memory(pid), redis_memory(store)
+    share = ids // 4
+    await asyncio.gather(*(fill(port, range(share * n + 10, share * (n + 1) + 10)) for n in range(4)))
+    after = cpu(pid), cpu(store_pid), memory(pid), redis_memory(store)
+    if time.time() > edge - 1.5:
+        raise SystemExit(f"a window of {window} s is too short for {ids} ids here")
+    await asyncio.sleep(edge - 1 - time.time())
+    probes: list[Probe] = []
+    await probe(port, edge + 3, probes)
+    spent, of_redis = ((now - then) / ids * 1e6 for now, then in zip(after[:2], before[:2], strict=True))
+    each, in_redis = ((now - then) / ids * 2**20 for now, then in zip(after[2:], before[2:], strict=True))
+    return f"{spent:.1f} | {of_redis:.1f} | {each:.0f} | {in_redis:.0f} | {max(took for _, took in probes) * 1e3:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    os.sched_setaffinity(0, {1})
+    lines = [
+        "Ids in a window, pipelined; the slowest request from a second before its end to three after it.",
+        "",
+        "| ids | store | CPU µs | Redis µs | bytes an id | in Redis | slowest ms |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    numbers = itertools.count(10**9, 10**7)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        store = free_port()
+        arguments = ("--port", str(store), "--save", "", "--dir", folder)
+        redis = stack.enter_context(started("1", "redis-server", *arguments, port=store))
+        for name in "memory", "redis":
+            for ids, window in WINDOWS.items():
+                print(f"{ids:,} ids, {name}", file=sys.stderr)
+                port = free_port()
+                with started("0", *command(name, port, store, folder, window), port=port) as server:
+                    figures = uvloop.run(one(port, server.pid, store, redis.pid, ids, window))
+                lines.append(f"| {ids:,} | {name} | {figures} |")
+        lines += ["", "Connections, a new id in each request.", ""]
+        lines += [
+            "| connections | store | requests/s | CPU µs | p99 ms | MiB |",
+            "| ---: | --- | ---: | ---: | ---: | ---: |",
+        ]
+        script = Path(folder, "wrk.lua")
+        script.write_text(LUA)
+        for name in "memory", "redis":
+            for connections in CONNECTIONS:
+                print(f"{connections:,} connections, {name}", file=sys.stderr)
+                port = free_port()
+                with started("0", *command(name, port, store, folder), port=port) as server:
+                    before = cpu(server.pid)
+                    case = CASES["new"]._replace(connections=connections)
+                    count, rate, _, p99 = load(case, port, next(numbers), 4, str(script))
+                    spent = (cpu(server.pid) - before) / count * 1e6
+                    used = memory(server.pid)
+                lines.append(f"| {connections:,} | {name} | {rate:,.0f} | {spent:.1f} | {p99:.1f} | {used:.0f} |")
+    write_section("How cost grows", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
