@@ -57,6 +57,7 @@ import itertools
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -95,7 +96,7 @@ ALIVE_EVERY = 1.0  # seconds after which an idle link is tried
 
 log = logging.getLogger("verve.store")
 
-Command = tuple[str, ...]
+Command = tuple[str | bytes, ...]
 Done = Callable[[int], None]  # takes what became of an id, once
 Tell = Callable[[Sequence[Any], int], None]  # takes many such, what `later()` gave, and what became of all their ids
 Counted = Callable[[int, int], None]  # takes the start of a window and the fleet's count in it
@@ -281,7 +282,7 @@ ARRIVE = """
 redis.call('EXPIRE', KEYS[1], ARGV[2])  -- a write that is allowed when memory is full, and allows the others
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-local settling = tonumber(redis.call('GET', KEYS[2]) or 0)
+local settling = tonumber(redis.call('GET', KEYS[2]) or 0) or 0
 local mark = redis.call('GET', KEYS[1])
 if not mark or string.match(mark, '^%S+') ~= ARGV[1] then
   mark = ARGV[1] .. string.format(' %.6f', now)
@@ -307,13 +308,13 @@ if other and other ~= ARGV[2] then
   return redis.error_reply('WINDOW ' .. other)
 end
 if redis.call('GET', KEYS[5]) ~= ARGV[7] then
-  return redis.error_reply('LOST')
+  return redis.error_reply('LOST its data')
 end
 redis.call('EXPIRE', KEYS[5], ARGV[3])  -- a write that is allowed when memory is full, and allows the others
 redis.call('SET', KEYS[3], ARGV[2], 'EX', 2 * length + 60)
 local time = redis.call('TIME')
 local now = tonumber(time[1])
-local settling = tonumber(redis.call('GET', KEYS[4]) or 0) > now + tonumber(time[2]) / 1e6 and 1 or 0
+local settling = (tonumber(redis.call('GET', KEYS[4]) or 0) or 0) > now + tonumber(time[2]) / 1e6 and 1 or 0
 if settling == 1 and tonumber(ARGV[6]) - 1 > last then
   -- The stream is new, and has forgotten what was reported before.
   if last < 0 then
@@ -362,6 +363,7 @@ return {time[1], time[2], string.format('%d', open), left, string.format('%d', b
 
 # Of the webhook's lease. KEYS: lease. ARGV: token, milliseconds.
 HOLD = """
+redis.call('UNLINK', KEYS[1] .. ':none')  -- a write that is allowed when memory is full, and allows the others
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   return 0
@@ -429,6 +431,7 @@ class RedisStore:
         self._counted_since = 0.0
         self._queries: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
         self._asked: list[asyncio.Future[None]] = []  # rolls that wait
+        self._reported: deque[tuple[bytes, list[bytes]]] = deque(maxlen=REPORTS)  # entries seen in the stream
         self._reports: list[tuple[int, int]] = []  # start and count of windows that `roll` will return
         self._wake: asyncio.Future[None] | None = None  # of the link's task, while it has nothing to do
         self._offset = 0.0  # Redis's time less this process's monotonic time
@@ -590,6 +593,7 @@ class RedisStore:
         async with asyncio.timeout(max(self.timeout, RETRY[1])):
             await self._connection.connect()  # type: ignore[no-untyped-call]
         arrive = await self._check()
+        await self._restore()
         self._opened = False
         count = 0
         for window, ids in [*self._past, (self.window, self._ids)]:
@@ -623,6 +627,17 @@ class RedisStore:
             raise mark
         self._mark = mark.decode()
         return arrive
+
+    async def _restore(self) -> None:
+        """Put reports back that the stream has lost, as after a restart from an old snapshot."""
+        (newest,) = await self._trip([("XREVRANGE", f"{self.prefix}:reports", "+", "-", "COUNT", "1")])
+        if isinstance(newest, redis.ResponseError):
+            raise newest
+        last = int(newest[0][0].partition(b"-")[0]) if newest else -1
+        lost = [(entry, fields) for entry, fields in self._reported if int(entry.partition(b"-")[0]) > last]
+        if lost:
+            await self._trip([("XADD", f"{self.prefix}:reports", entry, *fields) for entry, fields in lost])
+            log.warning("Redis has lost reports; those that were put back: %d", len(lost))
 
     async def _replay(self, window: int, ids: Ids, arrive: Command) -> int:
         """Store a window's ids again, unless it is closed; return how many there were."""
@@ -809,6 +824,7 @@ class RedisStore:
             self._turn(opened)
             for entry, fields in entries:
                 start = int(entry.partition(b"-")[0]) // 1000
+                self._reported.append((entry, fields))
                 report = dict(zip(fields[::2], fields[1::2], strict=True))
                 with contextlib.suppress(KeyError, ValueError):  # not one of ours
                     self._reports.append((start, int(report[b"count"])))
@@ -950,9 +966,11 @@ def read(fields: list[bytes]) -> tuple[str, int, int, bool] | None:
     """Return name, length, count (and True) of the window that an entry of the stream tells of, if it does."""
     report = dict(zip(fields[::2], fields[1::2], strict=True))
     try:
-        name = report[b"window"].decode("ascii")
-        datetime.strptime(name, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-        return name, int(report[b"seconds"]), int(report[b"count"]), True
+        name, seconds = report[b"window"].decode("ascii"), int(report[b"seconds"])
+        start = datetime.strptime(name, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        if name != f"{start:%Y-%m-%dT%H:%M:%SZ}" or not 1 <= seconds <= 86_400:
+            return None
+        return name, seconds, int(report[b"count"]), True
     except (KeyError, ValueError):
         return None
 

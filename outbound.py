@@ -9,8 +9,9 @@ origins together have at most ALL_CONNECTIONS; the second half of these is for o
 
 Every exchange ends: with the response's status, or with an error that says why there is none, at the latest QUEUE_TIME
 and EXCHANGE_TIME after it was asked for. A connection that had been idle may have been closed by the peer at the same
-moment: if nothing of an answer came, the exchange is tried once more, on a fresh one. Otherwise nothing is ever sent
-twice.
+moment: if nothing of an answer came, a request that may be repeated (RFC 9110, 9.2.2) is tried once more, on a fresh
+one. Otherwise nothing is ever sent twice. With the head of the response its status is known, whatever becomes of the
+body.
 
 The address guard. A name is looked up, every address is checked, and the connection goes to the address that was
 checked, not to the name again: what a resolver says later does not count. Only public unicast addresses pass, and
@@ -44,7 +45,7 @@ Network = IPv4Network | IPv6Network
 CONNECTIONS: Final = 64  # to one origin
 ALL_CONNECTIONS: Final = 1024  # to all of them
 QUEUE_TIME: Final = 30.0  # seconds that an exchange may wait for a connection
-LOOKUPS: Final = 32  # names looked up at a time, each in a thread: getaddrinfo(3) blocks
+LOOKUPS: Final = 128  # names looked up at a time, each in a thread: getaddrinfo(3) blocks
 CONNECT_TIME: Final = 3.0  # seconds for look-up, connection and TLS handshake together
 EXCHANGE_TIME: Final = 5.0  # seconds from the request's first byte to the response's last
 IDLE_TIME: Final = 15.0  # seconds that a connection without work is kept; many servers close after 60, some after 20
@@ -71,7 +72,7 @@ METADATA = (ip_address("169.254.169.254"), ip_address("fd00:ec2::254"))
 
 _url = re.compile(
     rb"(https?)://(?:([!$&-.0-;=A-Z_a-z~%]*)@)?"
-    rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{1,5}))?"
+    rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{0,5}))?"
     rb"(/[!-\"$->@-~]*)?(\?[!-\"$-~]*)?(?:#[!-~]*)?",
     re.IGNORECASE,
 ).fullmatch
@@ -215,11 +216,12 @@ Done = Callable[[Response | OutboundError], None]
 class _Exchange:
     """A request on its way, and whom to tell what became of it."""
 
-    __slots__ = ("done", "fresh", "request", "since")
+    __slots__ = ("done", "fresh", "repeatable", "request", "since")
 
-    def __init__(self, request: bytes, done: Done, since: float) -> None:
+    def __init__(self, request: bytes, done: Done, since: float, repeatable: bool) -> None:
         self.request = request
         self.done = done
+        self.repeatable = repeatable  # the receiver may see it twice
         self.since = since  # loop time at which it was asked for
         self.fresh = False  # to be tried on a fresh connection: it met one that the peer had closed
 
@@ -259,6 +261,13 @@ class _Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    def fail(self, error: str) -> None:
+        """End what is under way, with its status if that is known, else with an error; close the connection."""
+        if self._headed and self._exchange is not None:
+            self._finish(keep=False)
+        else:
+            self.close(error)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
@@ -274,11 +283,11 @@ class _Connection(asyncio.Protocol):
             return
         except httptools.HttpParserError:
             if not self._complete:
-                self.close("the response is not HTTP/1.1")
+                self.fail("the response is not HTTP/1.1")
                 return
             self._extra = True
         if self._body > MAX_BODY or (self._heard > MAX_HEAD + 8 * MAX_BODY and not self._complete):
-            self.close(f"the response's body is over {MAX_BODY} bytes")
+            self.fail(f"the response's body is over {MAX_BODY} bytes")
         elif self._complete:
             self._finish(keep=self._persists and not self._extra)
         elif not self._headed and self._heard > MAX_HEAD:
@@ -288,9 +297,9 @@ class _Connection(asyncio.Protocol):
         self.transport = None
         exchange = self._exchange
         if exchange is not None:
-            if self._headed and not self._framed and exc is None:
-                self._finish(keep=False)  # a body without a length ends here
-            elif self.used and not self._heard and not exchange.fresh:
+            if self._headed:
+                self._finish(keep=False)  # a body without a length ends here; if it was cut, the status holds
+            elif self.used and not self._heard and not exchange.fresh and exchange.repeatable:
                 self._exchange = None
                 exchange.fresh = True
                 self.origin.retry(exchange)
@@ -374,7 +383,7 @@ class _Origin:
         count = len(self.connections) + self.connecting
         if self.connecting >= len(self.queue) or count >= client.per_origin:
             return
-        if client.connections >= (ALL_CONNECTIONS // 2 if count else ALL_CONNECTIONS):
+        if client.connections >= (client.in_all // 2 if count else client.in_all):
             if not count:
                 client.make_room_for(self)
             return
@@ -484,9 +493,11 @@ class _Origin:
 class Client:
     """Exchanges with any number of origins."""
 
-    def __init__(self, guard: Guard, per_origin: int = CONNECTIONS) -> None:
+    def __init__(self, guard: Guard, per_origin: int = CONNECTIONS, in_all: int = 0) -> None:
+        """At most `in_all` connections are open; without it, ALL_CONNECTIONS."""
         self.guard = guard
         self.per_origin = per_origin
+        self.in_all = in_all or ALL_CONNECTIONS
         self.loop = asyncio.get_running_loop()
         self.connections = 0  # open or opening
         self.pending = 0  # exchanges that wait or are under way
@@ -509,12 +520,24 @@ class Client:
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
 
-    def send(self, url: Url, method: str, target: str, done: Done, *, fields: str = "", body: bytes = b"") -> None:
+    def send(
+        self,
+        url: Url,
+        method: str,
+        target: str,
+        done: Done,
+        *,
+        fields: str = "",
+        body: bytes = b"",
+        repeatable: bool = False,
+    ) -> None:
         """Send a request; `done` is called once, never from within, with the response or the error.
 
-        `fields` are lines of the head, each with its CRLF; they and `target` must come from checked parts.
+        `fields` are lines of the head, each with its CRLF; they and `target` must come from checked parts. GET is
+        `repeatable` always (RFC 9110, 9.2.2).
         """
-        exchange = _Exchange(request(url, method, target, fields, body), done, self.loop.time())
+        repeatable = repeatable or method == "GET"
+        exchange = _Exchange(request(url, method, target, fields, body), done, self.loop.time(), repeatable)
         if self._closed:
             self.loop.call_soon(done, OutboundError("stopped"))
             return
@@ -526,9 +549,13 @@ class Client:
         origin.submit(exchange)
 
     async def exchange(self, url: Url, method: str, fields: str, body: bytes) -> Response:
-        """Send a request and return the response. Raises OutboundError."""
+        """Send a request, which may arrive twice, and return the response. Raises OutboundError."""
         answer: asyncio.Future[Response | OutboundError] = self.loop.create_future()
-        self.send(url, method, url.target, lambda result: _tell(answer, result), fields=fields, body=body)
+
+        def done(result: Response | OutboundError) -> None:
+            _tell(answer, result)
+
+        self.send(url, method, url.target, done, fields=fields, body=body, repeatable=True)
         result = await answer
         if isinstance(result, OutboundError):
             raise result
@@ -573,7 +600,7 @@ class Client:
     def released(self) -> None:
         """Note that a connection is gone."""
         self.connections -= 1
-        while self.hungry and self.connections < ALL_CONNECTIONS:
+        while self.hungry and self.connections < self.in_all:
             origin = next(iter(self.hungry))
             del self.hungry[origin]
             origin.grow()
@@ -584,7 +611,7 @@ class Client:
         now = self.loop.time()
         for key, origin in list(self._origins.items()):
             for connection in [c for c in origin.connections if c.deadline < now]:
-                connection.close(f"no response within {EXCHANGE_TIME:g} s")
+                connection.fail(f"no response within {EXCHANGE_TIME:g} s")
             origin.fail(DroppedError(f"waited {QUEUE_TIME:g} s for a connection"), now - QUEUE_TIME)
             if not (origin.connections or origin.connecting or origin.queue):
                 self.hungry.pop(origin, None)

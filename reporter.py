@@ -177,6 +177,7 @@ class Webhook:
         self.outbox = outbox
         self._client = outbound.Client(outbound.Guard(everything=True))
         self._hurry = asyncio.Event()  # no time is left for long waits
+        self._attempt = asyncio.Lock()  # held while one is under way
 
     async def run(self) -> None:
         """Deliver for ever."""
@@ -185,27 +186,22 @@ class Webhook:
             ended = datetime.fromisoformat(report.window).timestamp() + report.seconds
             if time.time() - ended < 2 * SPREAD and not self._hurry.is_set():
                 await self._wait(random.uniform(0, SPREAD))  # noqa: S311
-            if await self._deliver(report):
-                await self.outbox.done()
+            await self._deliver(report)
 
-    async def _deliver(self, report: Report) -> bool:
-        """Send a report until it is taken; return False if it has become another's to deliver."""
+    async def _deliver(self, report: Report) -> None:
+        """Send a report until it is taken, or has become another's to deliver."""
         delay = BACKOFF[0]
         failed = ""
         while await self.outbox.keep():
-            wait = 0.0
-            try:
-                response = await self._client.exchange(self.url, "POST", self.head(report), report.json())
-            except outbound.OutboundError as error:
-                why = str(error)
-            else:
-                why = "" if 200 <= response.status < 300 else f"status {response.status}"
-                wait = retry_after(response.retry_after)
+            async with self._attempt:
+                why, wait = await self._send(report)
+                if not why:
+                    await self.outbox.done()
             if not why:
                 log.debug("the webhook took the report of %s", report.window)
                 if failed:
                     log.warning("the webhook takes reports again, from that of %s on", report.window)
-                return True
+                return
             if why != failed:
                 log.warning("the webhook did not take the report of %s, and is tried again: %s", report.window, why)
                 failed = why
@@ -214,9 +210,18 @@ class Webhook:
             while wait > 0:
                 await self._wait(min(wait, NAP))
                 if not await self.outbox.keep():
-                    return False
+                    return
                 wait = 0.0 if self._hurry.is_set() else wait - NAP
-        return False
+
+    async def _send(self, report: Report) -> tuple[str, float]:
+        """Send a report once; return why it was not taken, if so, and for how many seconds it is not to be tried."""
+        try:
+            response = await self._client.exchange(self.url, "POST", self.head(report), report.json())
+        except outbound.OutboundError as error:
+            return str(error), 0.0
+        if 200 <= response.status < 300:
+            return "", 0.0
+        return f"status {response.status}", retry_after(response.retry_after)
 
     async def _wait(self, seconds: float) -> None:
         """Wait, but shortly if there is no time."""
@@ -236,10 +241,14 @@ class Webhook:
             lines += f"webhook-signature: v1,{signature}\r\n"
         return lines
 
-    async def settle(self) -> None:
-        """Wait until the reports that only this process has are delivered."""
+    def hurry(self) -> None:
+        """Make no long pauses any more: the process stops."""
         self._hurry.set()
+
+    async def settle(self) -> None:
+        """Wait until the reports that only this process has are delivered, and for what is under way; begin no more."""
         await self.outbox.settle()
+        await self._attempt.acquire()
 
     async def close(self) -> None:
         """Let go of the outbox and the connections."""

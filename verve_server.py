@@ -233,7 +233,12 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     store = open_store(config, worker)
     await store.start(worker.patience)
     answers = http1.Answers()
-    client = outbound.Client(outbound.Guard(config.callback_allow), max(1, outbound.CONNECTIONS // config.workers))
+    spare = raise_file_limit() - config.max_connections
+    client = outbound.Client(
+        outbound.Guard(config.callback_allow),
+        max(1, outbound.CONNECTIONS // config.workers),
+        max(1, min(outbound.ALL_CONNECTIONS, spare // 2)),
+    )
     callbacks = reporter.Callbacks(client, config.callback_method)
     endpoint = Endpoint(store, answers, callbacks)
     server = http1.Server(
@@ -267,11 +272,14 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     if worker.number == 0:
         log.info("stopping: answering what was taken, for at most %g s", config.drain_timeout)
     until = loop.time() + config.drain_timeout
+    if webhook:
+        webhook.hurry()
     server.start_drain()
     await close_door(server, listener, door)
-    cut = await server.drain(config.drain_timeout)
+    patience = config.drain_timeout - min(2.0, config.drain_timeout / 3)  # the rest is for the reports
+    cut = await server.drain(patience)
     if cut:
-        log.warning("connections still open after %g s, and cut: %d", config.drain_timeout, cut)
+        log.warning("connections still open after %g s, and cut: %d", patience, cut)
     timer.cancel()
     try:
         async with asyncio.timeout_at(max(until, loop.time() + 0.1)):

@@ -1688,8 +1688,35 @@ def test_data_deleted_while_all_links_stand(server: servers.Redis) -> None:
             with server.client() as client:
                 client.flushall()
             await stored(one, 2, 4)
-            await until(lambda: window in told)
+            with Log() as log:
+                await until(lambda: window in told)
+                assert log.found("Redis is away, requests fail: it has lost its data")
             assert told[window] == server.reports()[name_of(window)] == 4
+
+    play(test())
+
+
+@last_engine
+def test_reports_that_redis_has_lost_are_put_back(server: servers.Redis) -> None:
+    async def test() -> None:
+        async with opened(server.url, seconds=1) as store, telling(store) as told:
+            await until(lambda: len(told) >= 1)
+            with server.client() as client:
+                client.save()
+            await stored(store, 1, 2, 3)
+            count = len(told)
+            await until(lambda: len(told) >= count + 3)
+            await asyncio.to_thread(server.kill)
+            await gone(store)
+            with Log() as log:
+                await asyncio.to_thread(server.start)
+                await until(lambda: store.up)
+                assert log.found("Redis has lost reports; those that were put back: [3-9]")
+            count = len(told)
+            await until(lambda: len(told) >= count + 1)
+            reports = {start_of(window): count for window, count in server.reports().items()}
+            assert {start: reports[start] for start in told} == told
+            assert [*reports] == [*range(min(reports), max(reports) + 1)]
 
     play(test())
 

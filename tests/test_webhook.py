@@ -32,7 +32,7 @@ import reporter
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 QUICK = "reporter.BACKOFF = (0.02, 0.2); reporter.SPREAD = 0.05; reporter.NAP = 0.1; reporter.HURRY = 0.05"
-CUT = Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhal")
+CUT = Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Le")
 STOP = 20.0  # seconds that a stopping process takes at most on a busy machine, where it would be a minute if it hung
 
 
@@ -519,6 +519,8 @@ def test_entries_that_others_wrote_are_passed_over(server: servers.Redis) -> Non
                 {"window": "2026-11-22T06:31:00Z", "seconds": "x", "count": "1"},
                 {"window": "2026-11-22T06:31:00Z", "seconds": "60", "count": "many"},
                 {"window": "2026-13-22T06:31:00Z", "seconds": "60", "count": "1"},
+                {"window": "2026-1-2T3:4:5Z", "seconds": "60", "count": "1"},
+                {"window": "2026-11-22T06:31:00Z", "seconds": "9" * 30, "count": "1"},
                 {"window": "é\r\nX: y", "seconds": "60", "count": "1"},
                 {"window": "2026-11-22T06:31:00Z", "seconds": "60", "count": "1", "more": "x"},
             ]
@@ -621,8 +623,8 @@ def test_a_webhook_that_lost_the_lease_stops_before_the_next_attempt(
         outbox = Leased()
         webhook = reporter.Webhook(outbound.parse(receiver.url.encode()), None, "verve", outbox)
         outbox.put(reporter.Report(reporter.iso(60), 60, 7))
-        delivered = await webhook._deliver(reporter.Report(reporter.iso(60), 60, 7))
-        assert not delivered
+        await webhook._deliver(reporter.Report(reporter.iso(60), 60, 7))
+        assert await outbox.next() == (reporter.iso(60), 60, 7, True), "it is not noted as delivered"
         assert len(receiver.requests) == 3
         await webhook.close()
 
@@ -637,6 +639,38 @@ def test_ids_and_reports_go_to_redis_together(server: servers.Redis) -> None:
             assert [*results] == [True, dedup.STORED, True, dedup.STORED]
 
     play(test())
+
+
+def test_a_status_is_taken_whatever_becomes_of_the_body(receiver: Receiver) -> None:
+    receiver.default = Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + bytes(70_000))
+    with support.verve(*second(), "--report-url", receiver.url, prefix=quick()) as program:
+        found = receiver.wait_for(3)
+        assert len(set(windows(found))) == 3
+        receiver.default = Answer(200)
+        assert program.stop() == 0
+
+
+def test_a_client_that_sends_half_a_request_does_not_cost_the_last_report(receiver: Receiver) -> None:
+    flags = "--window", "86400", "--report-url", receiver.url, "--drain-timeout", "3"
+    with support.verve(*flags) as program, support.Client(program.address) as client:
+        client.send(b"GET /")
+        assert program.stop() == 0
+        (request,) = receiver.wait_for(1)
+        assert json.loads(request.body)["final"] is False
+
+
+def test_a_report_on_its_way_is_waited_for_at_a_stop(server: servers.Redis, receiver: Receiver) -> None:
+    receiver.default = Answer(HANG)
+    flags = *second(), "--redis-url", server.url, "--report-url", receiver.url
+    with support.verve(*flags, prefix=quick()) as program:
+        receiver.wait_for(1)
+        program.send(signal.SIGTERM)
+        program.log.wait_for("stopping")
+        receiver.release()
+        assert program.wait() == 0
+    with server.client() as client:
+        (group,) = client.xinfo_groups("verve:reports")
+        assert group["pending"] == 0
 
 
 def test_nothing_private_is_in_the_title_of_the_process(receiver: Receiver) -> None:
