@@ -5,7 +5,8 @@
 An origin is scheme, host and port. Its exchanges wait in its own queue; each of its connections, at most CONNECTIONS,
 takes the next when it has finished one, and is kept open for a while when there is none. So an origin that is slow
 or dead holds up only what was meant for it, and nothing here is awaited: a callback or two for each exchange. All
-origins together have at most ALL_CONNECTIONS; the second half of these is for origins that have none.
+origins together have at most ALL_CONNECTIONS; the second half of these is for origins that have none. What they share
+is bounded, so a thousand origins that hang at once, or LOOKUPS names whose look-up does, do delay the others.
 
 Every exchange ends: with the response's status, or with an error that says why there is none, at the latest QUEUE_TIME
 and EXCHANGE_TIME after it was asked for. A connection that had been idle may have been closed by the peer at the same
