@@ -1678,6 +1678,7 @@ def test_good_urls(text: bytes, url: Url) -> None:
         b"http://?a",
         b"http://#a",
         b"http://:80/",
+        b"http://a:/",
         b"ftp://a/",
         b"file:///etc/passwd",
         b"javascript://a/",
