@@ -629,15 +629,22 @@ class RedisStore:
         return arrive
 
     async def _restore(self) -> None:
-        """Put reports back that the stream has lost, as after a restart from an old snapshot."""
+        """Put reports back that the stream has lost, as after a restart from an old snapshot.
+
+        One that was taken out on purpose stays out: the stream refuses ids that are not above all it ever had.
+        """
+        if not self._reported:
+            return
         (newest,) = await self._trip([("XREVRANGE", f"{self.prefix}:reports", "+", "-", "COUNT", "1")])
         if isinstance(newest, redis.ResponseError):
             raise newest
         last = int(newest[0][0].partition(b"-")[0]) if newest else -1
         lost = [(entry, fields) for entry, fields in self._reported if int(entry.partition(b"-")[0]) > last]
         if lost:
-            await self._trip([("XADD", f"{self.prefix}:reports", entry, *fields) for entry, fields in lost])
-            log.warning("Redis has lost reports; those that were put back: %d", len(lost))
+            added = await self._trip([("XADD", f"{self.prefix}:reports", entry, *fields) for entry, fields in lost])
+            count = sum(not isinstance(reply, redis.ResponseError) for reply in added)
+            if count:
+                log.warning("Redis has lost reports; those that were put back: %d", count)
 
     async def _replay(self, window: int, ids: Ids, arrive: Command) -> int:
         """Store a window's ids again, unless it is closed; return how many there were."""

@@ -1696,6 +1696,23 @@ def test_data_deleted_while_all_links_stand(server: servers.Redis) -> None:
     play(test())
 
 
+@first_engine
+def test_reports_taken_out_on_purpose_are_not_put_back(server: servers.Redis, proxy: servers.Proxy) -> None:
+    async def test() -> None:
+        async with opened(proxy.url, seconds=1) as store, telling(store) as told:
+            await until(lambda: len(told) >= 2)
+            with server.client() as client, Log() as log:
+                client.xtrim("verve:reports", maxlen=0)
+                await asyncio.to_thread(proxy.cut)
+                await log.wait_for("Redis is back")
+                assert not log.found("put back")
+            count = len(told)
+            await until(lambda: len(told) > count)
+            assert len(server.reports()) < len(told), "they stay out"
+
+    play(test())
+
+
 @last_engine
 def test_reports_that_redis_has_lost_are_put_back(server: servers.Redis) -> None:
     async def test() -> None:
