@@ -86,11 +86,11 @@ class Endpoint:
         )
         self._no_callback = answers.refuse(503, "Service Unavailable", "too many callbacks wait", Retry_After="1")
 
-    def handle(self, method: bytes, target: bytes, connection: http1.Connection) -> http1.Answer | None:
+    def handle(self, method: bytes, target: bytes, slot: http1.Slot) -> http1.Answer | None:
         """Answer any request: find the id, count it."""
         digits = target.removeprefix(self.plain)
         if method == b"GET" and digits.isdigit() and len(digits) <= http1.MAX_DIGITS:
-            outcome = self.add(int(digits), connection.later)
+            outcome = self.add(int(digits), slot)
             return None if outcome is None else self.outcomes[outcome]
         absolute = _absolute(target)
         if absolute:
@@ -123,7 +123,7 @@ class Endpoint:
             if self._callbacks.full(url):
                 return self._no_callback
             counted = partial(self._callbacks.send, url)
-        outcome = self.add(number, connection.later, counted)
+        outcome = self.add(number, slot, counted)
         return None if outcome is None else self.outcomes[outcome]
 
     def _read(self, endpoint: bytes) -> outbound.Url:

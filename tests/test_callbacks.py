@@ -275,11 +275,11 @@ def test_an_id_that_comes_too_late_is_told_with_the_window_it_is_in(engine: str)
             told: list[tuple[int, int]] = []
             outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             closed: list[tuple[int, int]] = []
-            assert late.add(1, lambda: print, lambda *_: None) is None  # opens the window
+            assert late.add(1, print, lambda *_: None) is None  # opens the window
             await until(lambda: late.count == 1)
             window = late.window
             proxy.hold()
-            assert late.add(2, lambda: outcome.set_result, lambda *count: told.append(count)) is None
+            assert late.add(2, outcome.set_result, lambda *count: told.append(count)) is None
             while window not in dict(closed):
                 await asyncio.sleep(max(0.01, other.remaining()))
                 closed += await other.roll()
@@ -301,12 +301,12 @@ def test_none_for_an_answer_that_was_lost(server: servers.Redis) -> None:
             told: list[int] = []
             outcomes: list[int] = []
             proxy.set_plan("before_reply")
-            assert store.add(1, lambda: outcomes.append, lambda _, count: told.append(count)) is None
+            assert store.add(1, outcomes.append, lambda _, count: told.append(count)) is None
             await until(lambda: outcomes)
             assert outcomes == [dedup.LOST]
             await until(lambda: store.up)
             for number in 1, 2:
-                assert store.add(number, lambda: outcomes.append, lambda _, count: told.append(count)) is None
+                assert store.add(number, outcomes.append, lambda _, count: told.append(count)) is None
             await until(lambda: len(outcomes) == 3)
             assert outcomes[1:] == [dedup.STORED] * 2
             assert told == [2], "the first was stored, though nobody could know"
@@ -320,10 +320,10 @@ def test_a_refused_batch_tells_nobody(server: servers.Redis) -> None:
         async with opened(server.url) as store:
             outcomes: list[int] = []
             ask(server, "CONFIG", "SET", "maxmemory", "1")
-            assert store.add(1, lambda: outcomes.append, lambda *_: outcomes.append(-1)) is None
+            assert store.add(1, outcomes.append, lambda *_: outcomes.append(-1)) is None
             await until(lambda: outcomes)
             ask(server, "CONFIG", "SET", "maxmemory", "0")
-            assert store.add(1, lambda: outcomes.append, lambda _, count: outcomes.append(-count)) is None
+            assert store.add(1, outcomes.append, lambda _, count: outcomes.append(-count)) is None
             await until(lambda: len(outcomes) == 3)
             assert outcomes == [dedup.REFUSED, dedup.STORED, -1]
 

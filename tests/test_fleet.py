@@ -189,7 +189,8 @@ class Instance(dedup.RedisStore):
             self.world.late.append([one for command in commands for one in self._packed(command)])
             raise TimeoutError
         if fault is not None:
-            await super()._trip(commands[:fault], deadline)
+            if fault:
+                await super()._trip(commands[:fault], deadline)
             raise redis.ConnectionError("cut by the model")
         replies = await super()._trip(commands, deadline)
         await self.hold("reply")
@@ -221,7 +222,6 @@ class Fleet:
         self.now = EPOCH * 1_000_000  # Redis's time, microseconds
         self.moves = 0  # how often any clock was moved
         self.late: list[list[bytes]] = []  # round trips that Redis has still to see
-        self.handed = 0  # requests that were handed over to be answered later
         self.next = 1  # the id that is sent next
         self.acked: set[int] = set()
         self.refused: set[int] = set()
@@ -327,30 +327,24 @@ class Fleet:
             node = self.pick(pick)
             node.trouble(trouble)
             for number in numbers:
-                handed = self.handed
-                outcome = node.add(number, functools.partial(self.expect, node, number))
-                assert self.handed - handed == (outcome is None)
-                if outcome is not None:
+                outcome = node.add(number, functools.partial(self.told, node, number))
+                if outcome is None:
+                    node.waiting[number] += 1
+                    self.sends[number] += 1
+                else:
                     assert outcome != dedup.DUPLICATE or number <= 0
                     self.answer(number, outcome)
             await self.settle()
 
         self.run(send())
 
-    def expect(self, node: Instance, number: int) -> dedup.Done:
-        self.handed += 1
-        node.waiting[number] += 1
-        self.sends[number] += 1
-
-        def done(outcome: int) -> None:
-            if not node.waiting[number]:
-                self.errors.append({"message": f"id {number} was answered twice"})
-            node.waiting[number] -= 1
-            self.answer(number, outcome)
-            if SAID.get(outcome) == "ok":
-                node.stored[number] = -1  # until `look` finds where it is
-
-        return done
+    def told(self, node: Instance, number: int, outcome: int) -> None:
+        if not node.waiting[number]:
+            self.errors.append({"message": f"id {number} was answered twice"})
+        node.waiting[number] -= 1
+        self.answer(number, outcome)
+        if SAID.get(outcome) == "ok":
+            node.stored[number] = -1  # until `look` finds where it is
 
     def answer(self, number: int, outcome: int) -> None:
         if outcome not in SAID:

@@ -282,15 +282,15 @@ class Store(dedup.MemoryStore):
         super().__init__(60, max_ids, lambda: NOW)
         self.added: list[int] = []
 
-    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
+    def add(self, number: int, done: dedup.Done, counted: dedup.Counted | None = None) -> int | None:
         self.added.append(number)
-        return super().add(number, later, counted)
+        return super().add(number, done, counted)
 
 
 class Telling(Store):
     """Has an answer that tells which id was asked for: every third is refused."""
 
-    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
+    def add(self, number: int, done: dedup.Done, counted: dedup.Counted | None = None) -> int | None:
         self.added.append(number)
         return number % 3
 
@@ -307,9 +307,9 @@ class Waiting(Telling):
         self.waiting: list[tuple[int, dedup.Done]] = []
         self.peak = 0
 
-    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
-        super().add(number, later, counted)
-        self.waiting.append((number, later()))
+    def add(self, number: int, done: dedup.Done, counted: dedup.Counted | None = None) -> int | None:
+        super().add(number, done, counted)
+        self.waiting.append((number, done))
         self.peak = max(self.peak, len(self.waiting))
         return None
 
@@ -332,10 +332,10 @@ class Mixed(Telling):
 
     loop: Loop
 
-    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
-        outcome = super().add(number, later, counted)
+    def add(self, number: int, done: dedup.Done, counted: dedup.Counted | None = None) -> int | None:
+        outcome = super().add(number, done, counted)
         if number % 2:
-            self.loop.call_soon(later(), number % 3)
+            self.loop.call_soon(done, number % 3)
             return None
         return outcome
 
@@ -375,7 +375,7 @@ class Memory:
         """Send pieces, then shut the sending side, or else wait for the server to end the connection by itself."""
         peer = self.connect()
         peer.send(*pieces)
-        while peer.protocol._slots:
+        while peer.protocol.slots:
             self.advance()
         if finish:
             peer.finish()
@@ -1138,7 +1138,7 @@ def test_10000_pipelined_in_one_write(later: tuple[Memory, Waiting], seed: int |
     peer.send(b"".join(map(get, range(10_000))))
     while store.waiting:
         store.give(1, None if seed is None else random.Random(seed))
-        assert len(peer.protocol._slots) <= http1.MAX_WAITING
+        assert len(peer.protocol.slots) <= http1.MAX_WAITING
         if not store.waiting:
             memory.advance()
     assert store.peak == http1.MAX_WAITING
@@ -1151,9 +1151,9 @@ class Shuffled(Waiting):
 
     chance = random.Random(1)
 
-    def add(self, number: int, later: Callable[[], dedup.Done], counted: dedup.Counted | None = None) -> int | None:
+    def add(self, number: int, done: dedup.Done, counted: dedup.Counted | None = None) -> int | None:
         asyncio.get_running_loop().call_soon(self.give, 1, self.chance)
-        return super().add(number, later, counted)
+        return super().add(number, done, counted)
 
 
 def test_10000_pipelined_over_a_socket() -> None:

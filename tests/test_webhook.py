@@ -491,7 +491,7 @@ def test_the_stream_is_delivered_under_load(server: servers.Redis) -> None:
 
         def again(_: int) -> None:
             if (number := next(numbers, None)) is not None:
-                store.add(number, lambda: again)
+                store.add(number, again)
 
         async with opened(server.url, max_ids=10**6) as store:
             for _ in range(20):

@@ -117,7 +117,7 @@ class Rolling:
         return self.loop.run(roll())
 
 
-def unexpected() -> Callable[[int], None]:
+def unexpected(outcome: int) -> None:
     raise AssertionError("a store in memory says at once what became of an id")
 
 
