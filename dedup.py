@@ -124,6 +124,9 @@ class Store(Protocol):
         If it is new in its window, `counted` is told the count with it.
         """
 
+    def add_all(self, numbers: Sequence[int]) -> int | None:
+        """Put many ids into the open window and return STORED; or None, with none put, if each has to be asked for."""
+
     def remaining(self) -> float:
         """Return the seconds until `roll` has something to do; less than 0 if it has."""
 
@@ -192,6 +195,20 @@ class MemoryStore:
         if counted is not None:
             counted(self.window, self.count)
         return NEW
+
+    def add_all(self, numbers: Sequence[int]) -> int | None:
+        """Put many ids into the open window: STORED, or None if some might not fit."""
+        if self.count + len(numbers) > self.max_ids:
+            return None
+        shards, modulus = self._ids.shards, SHARDS
+        new = 0
+        for number in numbers:
+            ids = shards[number % modulus]
+            if number not in ids:
+                ids.add(number)
+                new += 1
+        self.count += new
+        return STORED
 
     def remaining(self) -> float:
         """Return the seconds until the open window is over; negative if it is."""
@@ -569,6 +586,10 @@ class RedisStore:
             return BUSY
         numbers.append(number)
         self._dones.append(done)
+        return None
+
+    def add_all(self, numbers: Sequence[int]) -> int | None:
+        """Return None: some may be new, and those have to be asked for."""
         return None
 
     def _add_counted(self, number: int, done: Done, counted: Counted) -> int | None:

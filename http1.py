@@ -152,6 +152,9 @@ class Handler(Interface):
     def add(self, number: int, slot: "Slot") -> int | None:
         """Return the outcome of a `GET` of `plain` and the digits of `number`, or None if it will fill the slot."""
 
+    def add_all(self, numbers: Sequence[int]) -> int | None:
+        """Return the outcome of many such requests if it is the same for all; or None, with nothing done."""
+
     def handle(self, method: bytes, target: bytes, slot: "Slot") -> Answer | None:
         """Return the answer to any request, or None if it will fill the slot."""
 
@@ -172,7 +175,7 @@ class Server:
     ) -> None:
         """`outcomes[i]` is the answer that filling a slot with i selects; times are in seconds."""
         self.handler = handler
-        self.add = handler.add
+        self.add, self.add_all = handler.add, handler.add_all
         self.plain = b"GET " + handler.plain
         self.plain_size = len(self.plain)
         self.answers = answers
@@ -415,7 +418,15 @@ class Connection(asyncio.Protocol):
             if end > 0:
                 start = pos + server.plain_size
                 add, kept, out, around = server.add, server.kept, self._out, self._around
-                for digits in data[start:end].split(self._between):
+                several = data[start:end].split(self._between)
+                if len(several) > 1 and not slots and b"".join(several).isdigit():  # half of what one by one takes
+                    sizes = set(map(len, several))
+                    outcome = server.add_all([*map(int, several)]) if min(sizes) and max(sizes) <= MAX_DIGITS else None
+                    if outcome is not None:
+                        out.append(kept[outcome] * len(several))
+                        pos = end + len(known)
+                        several = []
+                for digits in several:
                     if not digits.isdigit() or len(digits) > MAX_DIGITS or len(slots) >= MAX_WAITING:
                         break
                     pos += len(digits) + around

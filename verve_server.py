@@ -64,7 +64,7 @@ class Endpoint:
     plain = PATH + b"?id="
 
     def __init__(self, store: dedup.Store, answers: http1.Answers, callbacks: reporter.Callbacks) -> None:
-        self.add = store.add
+        self.add, self.add_all = store.add, store.add_all
         self._callbacks = callbacks
         self._known: dict[bytes, outbound.Url] = {}  # endpoints as they stood in a query, which most requests repeat
         ok = answers.add(200, "OK", b"ok")

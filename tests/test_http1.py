@@ -286,9 +286,18 @@ class Store(dedup.MemoryStore):
         self.added.append(number)
         return super().add(number, done, counted)
 
+    def add_all(self, numbers: Sequence[int]) -> int | None:
+        outcome = super().add_all(numbers)
+        if outcome is not None:
+            self.added += numbers
+        return outcome
+
 
 class Telling(Store):
     """Has an answer that tells which id was asked for: every third is refused."""
+
+    def add_all(self, numbers: Sequence[int]) -> int | None:
+        return None
 
     def add(self, number: int, done: dedup.Done, counted: dedup.Counted | None = None) -> int | None:
         self.added.append(number)
@@ -1058,8 +1067,8 @@ PIECES = [TAIL, PLAIN] * 3 + words(
 )
 
 
-@pytest.mark.parametrize("store", [Telling, Mixed])
-def test_the_shortcut_reads_whatever_comes_as_byte_by_byte(store: type[Telling]) -> None:
+@pytest.mark.parametrize("store", [Store, Telling, Mixed])
+def test_the_shortcut_reads_whatever_comes_as_byte_by_byte(store: type[Store]) -> None:
     with Memory(store()) as memory:
 
         @relaxed
@@ -1079,6 +1088,13 @@ def test_the_shortcut_reads_whatever_comes_as_byte_by_byte(store: type[Telling])
                 assert memory.store.added == added
 
         check()
+
+
+def test_a_full_window_is_told_to_those_whose_ids_do_not_fit() -> None:
+    with Memory(Store(10)) as memory:
+        said = memory.talk(get(0), b"".join(map(get, range(1, 9))), b"".join(map(get, (9, 10, 8, 11, 9))))
+        assert statuses(said) == [200] * 10 + [503, 200, 503, 200]
+        assert memory.store.count == 10
 
 
 # Answers that come later
