@@ -22,7 +22,7 @@ import uvloop
 from run import CASES, LUA, command, cpu, free_port, load, memory, started, write_section
 from stalls import Probe, fill, probe
 
-WINDOWS = {10_000: 10, 100_000: 10, 1_000_000: 40, 5_000_000: 180}  # ids in a window: its length in seconds
+WINDOWS = {10_000: 5, 100_000: 5, 1_000_000: 30, 5_000_000: 120}  # ids in a window: its length in seconds
 CONNECTIONS = (1, 10, 100, 1000, 5000)
 
 
