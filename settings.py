@@ -32,8 +32,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote
 
-__all__ = ["NOT_YET", "Settings", "load"]
+__all__ = ["NOT_YET", "VERSION", "Settings", "load"]
 
+VERSION = "1.0.0"  # the one place; CHANGELOG.md tells what it brought
 DAY = 86400  # seconds; the longest window and the longest time-out
 SECRET_BYTES = range(24, 65)  # Standard Webhooks: "between 24 bytes (192 bits) and 64 bytes (512 bits)"
 SHOWN_CHARACTERS = 60  # of a refused value: enough to recognise it in one line
@@ -370,7 +371,10 @@ def make_parser(not_yet: Mapping[str, object]) -> Parser:
         if about.group not in groups:
             groups[about.group] = parser.add_argument_group(about.group)
         groups[about.group].add_argument(flag_name(setting.name), metavar=about.metavar, help=text)
-    parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this and exit")
+    about_it = parser.add_argument_group("help")
+    about_it.add_argument("-h", "--help", action="help", help="show this and exit")
+    version = f"verve {VERSION}"
+    about_it.add_argument("--version", action="version", version=version, help=f"show {version!r} and exit")
     return parser
 
 
@@ -397,7 +401,7 @@ def load(
 ) -> Settings:
     """Read the command line (without the program's name) and the environment.
 
-    Raises SystemExit: 2 after one line on stderr if anything is wrong, 0 after --help on stdout.
+    Raises SystemExit: 2 after one line on stderr if anything is wrong, 0 after --help or --version on stdout.
     """
     environ = os.environ if environ is None else environ
     parser = make_parser(not_yet)

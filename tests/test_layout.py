@@ -5,6 +5,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Iterator
+from datetime import date
 
 import pytest
 from support import ROOT
@@ -105,3 +106,12 @@ def test_three_packages_at_run_time_and_each_of_them_pinned() -> None:
     pins = [re.fullmatch(r"([a-z]+)==[0-9]+(?:\.[0-9]+)+", line) for line in lines]
     assert None not in pins
     assert sorted(pin[1] for pin in pins if pin) == sorted(FROM_OTHERS)
+
+
+def test_the_changelog_begins_with_the_version_that_the_program_tells() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    match = re.fullmatch(r"([0-9]+\.[0-9]+\.[0-9]+) - ([0-9-]+)", headings[0])
+    assert match, headings[0]
+    assert match[1] == settings.VERSION
+    date.fromisoformat(match[2])

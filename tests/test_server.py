@@ -21,6 +21,8 @@ import pytest
 import support
 from support import PATH, Client, Program, accept, get, verve
 
+import settings
+
 # A window in the log, as text and, after `stopped`, one that went on without the process.
 COUNT = re.compile(r"unique ids in (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ): (\d+)( \(not final\b.*\))?$")
 TEXT_LINE = re.compile(r"\S+ (?:DEBUG|INFO|WARNING|ERROR) [a-z.]+: [ -~]+")
@@ -173,6 +175,11 @@ def test_help() -> None:
     assert result.returncode == 0
     assert result.stderr == ""
     assert "--max-connections" in result.stdout
+
+
+def test_version() -> None:
+    result = support.run("--version", "--no-such-flag")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"verve {settings.VERSION}\n", "")
 
 
 @pytest.mark.parametrize("flags", [("--windows", "60"), ("--window", "0"), ("--workers", "2")])

@@ -441,6 +441,7 @@ def test_help_lists_every_flag_with_its_default(
         assert entries[flag(name)].endswith(f"[{default}]")
         assert ("(not built yet)" in entries[flag(name)]) == (name == "window")
     prose = " ".join(text.split())
+    assert f"verve {settings.VERSION}" in prose
     assert "VERVE_KEY_PREFIX" in prose
     assert ADDR in prose
     assert "python verve_server.py --redis-url redis://127.0.0.1:6379" in prose
