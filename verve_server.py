@@ -387,6 +387,7 @@ def on_signal(number: int, stop: "asyncio.Future[None]") -> None:
     if stop.done():
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
+        os._exit(128 + number)  # a container's first process, which the kernel spares its default signals
     else:
         stop.set_result(None)
 

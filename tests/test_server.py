@@ -667,6 +667,22 @@ def test_a_second_signal_ends_it_at_once(first: signal.Signals, second: signal.S
         assert program.stop(second) == -second
 
 
+def test_a_second_signal_ends_the_first_process_of_a_container() -> None:
+    """The kernel keeps signals that are not caught from process 1 of a PID namespace, its own ones too."""
+    with (
+        verve(
+            *("--drain-timeout", "3600", "--header-timeout", "3600"),
+            prefix=support.patched("import signal; signal.raise_signal = lambda number: None"),
+        ) as program,
+        Client(program.address) as client,
+    ):
+        client.send(accept(1), accept(2)[:30])
+        client.receive()
+        program.send(signal.SIGTERM)
+        program.log.wait_for("stopping")
+        assert program.stop() == 128 + signal.SIGTERM
+
+
 # Streams and the log
 
 
