@@ -11,6 +11,7 @@ check: .venv/ready
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/hadolint Dockerfile
 
 bench: .venv/ready
 	.venv/bin/python bench/run.py
