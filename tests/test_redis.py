@@ -8,6 +8,7 @@ of windows: where a server tells nobody, it is asked again and again until a gua
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 import random
 import re
@@ -1018,6 +1019,45 @@ def test_a_clock_that_is_wrong(server: servers.Redis, monkeypatch: pytest.Monkey
             assert ids(server) == {1, 2, 3, 99}
 
     play(test())
+
+
+# Redis's clock, plus the seconds that a test puts into the key `error`.
+WITH_ERROR = """
+for name in "ROLL", "ARRIVE":
+    script = getattr(dedup, name)
+    time = "local time = redis.call('TIME')"
+    assert script.count(time) == 1
+    wrong = "\\ntime[1] = tostring(time[1] + tonumber(redis.call('GET', 'error') or 0))"
+    setattr(dedup, name, script.replace(time, time + wrong))
+"""
+
+
+@last_engine
+def test_the_clock_of_redis_is_set(server: servers.Redis) -> None:
+    """Forward: the windows slept through are reported. Back: the open one goes on until the clock has passed it."""
+    with (
+        support.verve("--redis-url", server.url, "--window", "1", prefix=support.patched(WITH_ERROR)) as program,
+        support.Client(program.address) as client,
+    ):
+        numbers = itertools.count()
+
+        def counted_until(name: str) -> None:
+            """Have ids counted until the window of that name, or a newer one, is reported."""
+            while max(server.reports(), default="") < name:
+                assert client.ask(support.accept(next(numbers))).status == 200
+
+        start = int(time.time())
+        counted_until(name_of(start))
+        for error, newest in ((100, 100), (60, 100), (120, 122)):
+            ask(server, "SET", "error", error)
+            for _ in range(200):
+                assert client.ask(support.accept(next(numbers))).status == 200
+            counted_until(name_of(start + newest))
+        client.close()
+        assert program.stop() == 0
+    starts = [start_of(name) for name in server.reports()]
+    assert starts == list(range(starts[0], starts[-1] + 1))
+    assert sum(server.reports().values()) + len(ids(server)) == next(numbers)
 
 
 @last_engine
