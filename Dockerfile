@@ -11,9 +11,9 @@ WORKDIR /verve
 COPY requirements.txt ./
 RUN pip install --no-cache-dir --root-user-action ignore --only-binary :all: --requirement requirements.txt
 
-# Run once, as root: a build fails that could not start, and the bytecode of what is imported is kept. The base image has
-# none, and the user below may write none: each start would take 1.3 s instead of 0.3, each health check 0.24 s instead of
-# 0.08. The chmod is for a checkout with a strict umask.
+# Run once, as root: a build fails that could not start, and the bytecode of what is imported is kept. The base image
+# has none, and the user below may write none: each start would take 1.3 s instead of 0.3, each health check 0.24 s
+# instead of 0.08. The chmod is for a checkout with a strict umask.
 COPY ./*.py ./
 RUN chmod a+r ./*.py && python verve_server.py --version && python -c "import http.client"
 
@@ -27,7 +27,8 @@ EXPOSE 8080
 # Not urllib, which would ask a proxy that HTTP_PROXY names.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=5s --retries=2 CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8081, timeout=2); c.request('GET', '/readyz'); r = c.getresponse(); print(r.read(999).decode()); sys.exit(r.status != 200)"]
 
-# Exec form: Python is process 1 and gets the signal itself. It catches it, drains for --drain-timeout (8 s, of the 10 s
-# after which docker kills), and with --workers reaps whatever orphans process 1 is given; so there is no need for --init.
+# Exec form: Python is process 1 and gets the signal itself. It catches it, and drains for --drain-timeout (8 s, of the
+# 10 s after which docker kills). It starts no process but its workers, and reaps them, with whatever orphans process 1
+# is given meanwhile; so there is no need for --init.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python", "verve_server.py"]

@@ -398,7 +398,7 @@ ADVICE = {
     "LOADING": "Redis is loading its data",
     "NOAUTH": "Redis asks for a password: put it into --redis-url",
     "WRONGPASS": "Redis does not know this user and password: correct --redis-url",
-    "NOPERM": "the Redis user may not do this: see the README for what it needs",
+    "NOPERM": "the Redis user may not do this: see docs/operations.md for what it needs",
     "WRONGTYPE": "keys of this prefix are used for something else: choose another --key-prefix",
 }
 WITH_DEFAULTS = {"host": "localhost", "port": 6379, "db": 0}  # of redis-py's URLs

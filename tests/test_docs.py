@@ -1,0 +1,195 @@
+"""What the documents say and show: the examples are run as they stand there, and what they refer to is there.
+
+An example is a fenced block of a document. Only the port of Redis is put in, since the tests have their own.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import receivers
+import servers
+import support
+from support import ROOT
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECRET = "whsec_" + "c2l4dGVlbiB0aW1lcyBvciBzbywgbm8gbW9yZSE="
+SENT = "SELECT INFO PING EVAL SADD EXPIRE XRANGE XREVRANGE XADD XGROUP XREADGROUP XACK"  # commands, by dedup.py
+
+needs_redis_cli = pytest.mark.skipif(
+    not shutil.which("redis-cli"), reason="redis-cli is not installed: apt-get install redis-tools"
+)
+
+
+@pytest.fixture
+def server() -> Iterator[servers.Redis]:
+    with servers.Redis(next(iter(servers.ENGINES))) as server:
+        yield server
+
+
+def examples(document: str, language: str) -> list[str]:
+    """Return the fenced blocks of a document that are in a language."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def example(document: str, language: str, word: str) -> str:
+    """Return the one such block in which a word stands."""
+    (found,) = [block for block in examples(document, language) if word in block]
+    return found
+
+
+def shell(text: str, server: servers.Redis, folder: Path) -> str:
+    """Run an example in a shell where redis-cli is for a server; return what it prints."""
+    redis_cli = folder / "redis-cli"
+    redis_cli.write_text(f'#!/bin/sh\nexec {shutil.which("redis-cli")} -e -p {server.port} "$@"\n')
+    redis_cli.chmod(0o755)
+    result = subprocess.run(
+        ["sh", "-e", "-c", f"PATH={folder}:$PATH\n{text}"],
+        capture_output=True,
+        text=True,
+        timeout=support.DEADLINE,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def namespace(text: str, server: servers.Redis | None = None) -> dict[str, Any]:
+    """Run an example in Python; return what it defines."""
+    if server is not None:
+        assert text.count("redis.Redis(") == 1
+        text = text.replace("redis.Redis(", f"redis.Redis(port={server.port}, ")
+    defined: dict[str, Any] = {}
+    exec(compile(text, "example", "exec"), defined)
+    return defined
+
+
+def count(program: support.Program, *numbers: int) -> None:
+    with support.Client(program.address) as client:
+        for number in numbers:
+            assert client.ask(support.accept(number)).status == 200
+    program.log.wait_for(r"unique ids in \S+: [1-9]")
+
+
+@needs_redis_cli
+def test_the_examples_with_redis_cli(server: servers.Redis, tmp_path: Path) -> None:
+    with (
+        receivers.Receiver() as receiver,
+        support.verve("--redis-url", server.url, "--window", "1", "--report-url", receiver.url) as program,
+    ):
+        count(program, 1, 2, 3)
+        receiver.wait_for(3)
+        printed = [shell(text, server, tmp_path) for text in examples("docs/reading-counts.md", "sh")]
+        newest, hour, following, groups = printed
+        assert len(re.findall(r"^window$", newest, re.MULTILINE)) == 3
+        windows = re.findall(r"^window\n(\S+)\nseconds\n1\ncount\n([0-9]+)$", hour, re.MULTILINE)
+        assert sum(int(number) for _, number in windows) == 3
+        assert dict(windows).items() <= {name: str(number) for name, number in server.reports().items()}.items()
+        (window,) = re.findall(r"^window\n(\S+)$", following, re.MULTILINE)
+        assert window > windows[-1][0]
+        assert re.search(r"^name\nwebhook\n", groups, re.MULTILINE)
+        assert re.search(r"^pending\n[01]$", groups, re.MULTILINE)
+
+
+def test_the_example_with_a_group(server: servers.Redis) -> None:
+    class EnoughError(Exception):
+        pass
+
+    taken: list[tuple[str, str, int]] = []
+
+    def handle(*report: Any) -> None:
+        taken.append(report)
+        if len(taken) in stops:
+            raise EnoughError
+
+    def consume(*, until: int) -> None:
+        stops[:] = [until]
+        with pytest.raises(EnoughError):
+            defined["consume"]()
+
+    stops: list[int] = []
+    defined = namespace(example("docs/reading-counts.md", "python", "xreadgroup"), server)
+    defined["handle"] = handle
+    with support.verve("--redis-url", server.url, "--window", "1") as program:
+        count(program, 1, 2, 3)
+        consume(until=2)
+        consume(until=5)
+        assert taken[2] == taken[1], "what was not acknowledged comes again"
+        del taken[1]
+        assert [(window, number) for _, window, number in taken] == list(server.reports().items())[:4]
+        assert sum(number for _, _, number in taken) == 3
+        with server.client() as client:
+            client.delete("verve:reports")
+        consume(until=6)
+        assert taken[-1][1] > taken[-2][1]
+
+
+def test_the_example_that_checks_a_signature() -> None:
+    defined = namespace(example("docs/reading-counts.md", "python", "hmac"))
+    is_genuine = defined["is_genuine"]
+    flags = ("--window", "1", "--report-secret", SECRET)
+    with receivers.Receiver() as receiver, support.verve(*flags, "--report-url", receiver.url):
+        request = receiver.wait_for(1)[0]
+    assert is_genuine(SECRET, request.fields, request.body) is True
+    assert is_genuine(SECRET.removeprefix("whsec_"), request.fields, request.body) is True
+    assert is_genuine(SECRET, request.fields, request.body + b" ") is False
+    assert is_genuine("whsec_" + "A" * 32, request.fields, request.body) is False
+    assert is_genuine(SECRET, request.fields | {"webhook-id": "verve/another"}, request.body) is False
+    sent = int(request.fields["webhook-timestamp"])
+    for error, expected in ((299, True), (301, False), (-299, True), (-301, False)):
+        defined["time"] = SimpleNamespace(time=lambda now=sent + error: now)
+        assert is_genuine(SECRET, request.fields, request.body) is expected
+    several = request.fields | {"webhook-signature": "v1,AAAA " + request.fields["webhook-signature"]}
+    defined["time"] = SimpleNamespace(time=lambda: sent)
+    assert is_genuine(SECRET, several, request.body) is True
+
+
+@needs_redis_cli
+@pytest.mark.parametrize("engine", servers.ENGINES)
+def test_a_redis_user_needs_no_more_than_it_says(engine: str, tmp_path: Path) -> None:
+    with servers.Redis(engine) as server, receivers.Receiver() as receiver:
+        assert shell(example("docs/operations.md", "sh", "ACL SETUSER"), server, tmp_path) == "OK\n"
+        url = f"redis://verve:a-password@127.0.0.1:{server.port}/1"
+        flags = ("--redis-url", url, "--window", "1", "--report-url", receiver.url, "--callback-allow", "127.0.0.0/8")
+        with support.verve(*flags) as program:
+            with support.Client(program.address) as client:
+                endpoint = f"&endpoint={receiver.url}/seen"
+                assert client.ask(support.get(f"{support.PATH}?id=1{endpoint}")).status == 200
+            count(program, 2)
+            receiver.wait_until(lambda requests: {"GET", "POST"} <= {each.method for each in requests}, "both")
+            receiver.wait_until(lambda requests: len(requests) >= 3, "a second report")
+        assert not any("NOPERM" in line or " WARNING " in line or " ERROR " in line for line in program.log.all)
+
+
+def test_all_commands_of_redis_are_in_the_example_of_a_user() -> None:
+    text = (ROOT / "dedup.py").read_text(encoding="utf-8")
+    used = re.findall(r"redis\.p?call\('(\w+)'", text)  # in scripts
+    used += re.findall(r"\w+", SENT)
+    assert {"TIME", "XSETID"} <= set(used)
+    allowed = re.findall(r"\+(\w+)", example("docs/operations.md", "sh", "ACL SETUSER"))
+    assert {name.lower() for name in used} <= set(allowed)
+
+
+def test_the_tests_that_the_guarantees_name_are_there() -> None:
+    named = re.findall(r"`(test_\w+)(?:\[\S+\])?`", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8"))
+    files = (ROOT / "tests").glob("test_*.py")
+    there = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
+    assert len(named) > 15
+    assert set(named) <= there
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        there = (document.parent / file).resolve() if file else document
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, target
