@@ -1,0 +1,47 @@
+"""Clients that mean harm: attacks by the many."""
+
+from test_http1 import Memory, chunked, get, replies
+
+import http1
+
+END = b"0\r\n\r\n"
+
+
+def test_a_read_of_many_requests_takes_turns_with_others() -> None:
+    with Memory() as memory:
+        greedy, other = memory.connect(), memory.connect()
+        greedy.send(get(b"x") * 5000)
+        assert len(replies(greedy.sent)) == http1.TURN
+        assert not greedy.reading
+        other.send(get(1))
+        assert len(replies(other.sent)) == 1
+        memory.settle()
+        assert len(replies(greedy.sent)) == 5000
+        assert greedy.reading
+        greedy.send(get(2) + get(3) * 5000)  # plain ones, which cost a quarter
+        assert http1.TURN < len(replies(greedy.sent)) - 5000 <= 5 * http1.TURN
+        memory.settle()
+        assert len(replies(greedy.sent)) == 10_001
+
+
+def test_a_body_of_many_chunks_takes_turns_with_others() -> None:
+    with Memory() as memory:
+        greedy, other = memory.connect(), memory.connect()
+        greedy.send(chunked(b"1\r\nx\r\n" * 40_000 + END) + get(2))
+        assert greedy.sent == b""
+        other.send(get(1))
+        assert len(replies(other.sent)) == 1
+        memory.settle()
+        assert [reply.status for reply in replies(greedy.sent)] == [200, 200]
+
+
+def test_many_that_want_turns_have_them_in_order() -> None:
+    with Memory() as memory:
+        peers = [memory.connect() for _ in range(3 * http1.TURNS)]
+        for peer in peers:
+            peer.send(get(b"x") * 3 * http1.TURN)
+        while memory.server._queue:
+            memory.advance()
+            said = [len(peer.sent) for peer in peers]
+            assert max(said) <= min(said) + 6 * len(peers[0].sent)
+        assert [len(replies(peer.sent)) for peer in peers] == [3 * http1.TURN] * len(peers)
