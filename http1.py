@@ -54,6 +54,7 @@ MAX_WAITING = 64  # answers one connection may have waiting before reading pause
 TURN = 32  # answers given to what one connection sent, before others have their turn; of plain requests four times
 TURN_BYTES = 16 * 1024  # of its bytes, likewise: 2,700 chunks of one byte take 0.7 ms
 TURNS = 4  # connections that go on with what was put by, in one turn of the loop: some 1 ms
+MAX_KNOWN = 4 * 1024  # bytes of `known`, which an idle connection keeps twice
 LINGER = 2.0  # seconds a peer's bytes are thrown away after the last answer. nginx 5 s
 QUIET = 1.0  # seconds without a request after which a draining server closes a connection
 OVERFLOW = 1024  # connections past the cap that are told so politely; more are just closed
@@ -551,7 +552,7 @@ class Connection(asyncio.Protocol):
             if len(hosts) > 1 or (minor == b"1" and not hosts) or (hosts and not _host(hosts[0].rstrip(b" \t"))):
                 self._refuse(server.bad_host)
                 return stop
-            if len(matter) == len(hosts) == 1:
+            if len(matter) == len(hosts) == 1 and len(hosts[0]) <= MAX_KNOWN:
                 self._host = matter[0]
             for name, value in matter:
                 if name == b"transfer-encoding":
@@ -586,7 +587,7 @@ class Connection(asyncio.Protocol):
             if expected and stop == len(data):
                 self._give(server.go_on, KEEP)
             return self._read_body(data, stop) if stop < len(data) else stop
-        if self._form == KEEP and self._method == b"GET" and not server.draining:
+        if self._form == KEEP and self._method == b"GET" and len(section) <= MAX_KNOWN and not server.draining:
             self._known = head[line.end(2) - pos :]
             self._between = self._known + server.plain
             self._around = len(self._between)
@@ -673,7 +674,7 @@ class Connection(asyncio.Protocol):
         else:
             self._give(answer, form)
         self._form = KEEP
-        self._method = b""
+        self._method = self._target = b""
         if form % HEAD == CLOSE:
             self.ended = True
         self._rearm()

@@ -45,3 +45,14 @@ def test_many_that_want_turns_have_them_in_order() -> None:
             said = [len(peer.sent) for peer in peers]
             assert max(said) <= min(said) + 6 * len(peers[0].sent)
         assert [len(replies(peer.sent)) for peer in peers] == [3 * http1.TURN] * len(peers)
+
+
+def test_an_idle_connection_keeps_little() -> None:
+    request = get(b"7&".ljust(8000, b"x"), b"Host: %b\r\nX: %b\r\n" % (b"a" * 12_000, b"x" * 20_000))
+    with Memory() as memory:
+        peer = memory.connect()
+        peer.send(request)
+        assert [reply.status for reply in replies(peer.sent)] == [200]
+        kept = [getattr(peer.protocol, name, b"") for name in http1.Connection.__slots__]
+        assert sum(len(value) for value in kept if isinstance(value, bytes)) < 3 * http1.MAX_KNOWN
+        assert sum(map(len, peer.protocol._host or ())) < 2 * http1.MAX_KNOWN
