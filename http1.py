@@ -485,7 +485,7 @@ class Connection(asyncio.Protocol):
     def _read_head(self, data: bytes, pos: int, fed: int) -> int:
         """Read a head from `pos` on, of which the parser has `fed` bytes; return where the rest of `data` starts."""
         server = self.server
-        line = _line(data, pos)
+        line = _line(data, pos, pos + MAX_LINE)
         if line is None and not fed:
             while data.startswith(b"\r\n", pos):  # empty lines before a request are ignored (RFC 9112, 2.2)
                 pos += 2
@@ -496,11 +496,16 @@ class Connection(asyncio.Protocol):
             if data[pos:] == b"\r":  # half of one; not fed, since llhttp takes a CR for a whole one
                 self._keep_head(b"\r", 0)
                 return len(data)
-            line = _line(data, pos)
+            line = _line(data, pos, pos + MAX_LINE)
         stop = data.find(b"\r\n\r\n", max(pos, pos + fed - 3) if line is None or fed else line.end() - 2)
         whole = stop >= 0
         stop = stop + 4 if whole else len(data)
+        # What is past a limit is not looked at: it costs time, and would have a say in which error it is if it came in
+        # one piece with the rest.
+        stop = min(stop, pos + MAX_LINE if line is None else line.end() + MAX_FIELDS_SIZE + 3)
         head = data[pos:stop]
+        if line is not None and head.count(b"\n") > MAX_FIELDS + 2:
+            head = b"\n".join([*head.split(b"\n", MAX_FIELDS + 3)[:-1], b""])
 
         upgrade = unknown_method = False
         fault = ""

@@ -1,10 +1,31 @@
 """Clients that mean harm: attacks by the many."""
 
-from test_http1 import Memory, chunked, get, replies
+import contextlib
+
+import fuzz
+import pytest
+from test_http1 import Memory, chunked, cut, framed, get, replies
 
 import http1
 
 END = b"0\r\n\r\n"
+
+# By fuzz.py: an outcome that depended on how the bytes were cut
+FOUND = {
+    "a line past its bound, and then malformed": (b"GET /" + b"a" * 9000 + b"  \x01 HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+    "fields past their bound, and then malformed": (framed(b"X: y\r\n" * 150 + b"X : y\r\n"), 431),
+    "a section past its bound, and then malformed": (framed(b"X: " + b"y" * 33_000 + b"\0\r\n"), 431),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_was_found_at_random(case: str) -> None:
+    stream, status = FOUND[case]
+    with contextlib.closing(fuzz.Checker()) as checker:
+        whole = checker.said([stream])
+        for size in (1, 7, 1000, 8191, 8192, 20_000):
+            assert checker.said(cut(stream, size)) == whole
+        assert checker.check(stream) == [status]
 
 
 def test_a_read_of_many_requests_takes_turns_with_others() -> None:
