@@ -4,6 +4,7 @@ import contextlib
 
 import fuzz
 import pytest
+import support
 from test_http1 import Memory, chunked, cut, framed, get, replies
 
 import http1
@@ -77,3 +78,21 @@ def test_an_idle_connection_keeps_little() -> None:
         kept = [getattr(peer.protocol, name, b"") for name in http1.Connection.__slots__]
         assert sum(len(value) for value in kept if isinstance(value, bytes)) < 3 * http1.MAX_KNOWN
         assert sum(map(len, peer.protocol._host or ())) < 2 * http1.MAX_KNOWN
+
+
+def test_files_run_out_and_are_free_again() -> None:
+    with support.verve(prefix=["sh", "-c", 'ulimit -n 256 && exec "$@"', "sh"]) as program:
+        for _ in range(2):
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(support.Client(program.address)) for _ in range(300)]
+                program.log.wait_for("can't take connections: Too many open files")
+                assert clients[0].ask(support.accept(1)).status == 200  # those that are served are served on
+                told = [client.receive()[0].status for client in clients[200:]]  # as soon as files are free
+                assert set(told) == {503}
+            status = 503
+            while status == 503:  # until the server has seen them leave
+                with support.Client(program.address) as client:
+                    status = client.ask(support.accept(2)).status
+            assert status == 200
+        assert len([line for line in program.log.all if "can't take" in line]) == 1
+        assert len(program.log.all) < 6
