@@ -157,9 +157,13 @@ class Fleet:
 
     # What is done to the instances; these block
 
+    def url(self, _: int) -> str:
+        """Return where an instance is to find Redis."""
+        return self.server.url
+
     def start(self, number: int) -> None:
         with contextlib.ExitStack() as stack:
-            flags = ("--redis-url", self.server.url, "--window", str(self.window), "--workers", str(self.workers))
+            flags = ("--redis-url", self.url(number), "--window", str(self.window), "--workers", str(self.workers))
             program = stack.enter_context(support.verve(*flags))
             self.logs.append(program.log.all)
             self._ends[number] = stack.pop_all()
@@ -287,6 +291,14 @@ class Fleet:
             assert told == {window: reports[window] for window in between}
         self.check_counts(reports)
 
+    def check_with_logs(self) -> None:
+        """Check the sum where Redis has lost its stream: reports that went with it are in the logs."""
+        reports = self.server.reports()
+        for told in self.told():
+            for window, count in told.items():
+                assert reports.setdefault(window, count) == count, f"{window} is told as {count} and {reports[window]}"
+        self.check_counts(dict(sorted(reports.items())))
+
     def check_counts(self, reports: dict[str, int]) -> None:
         """Check that no window is missing, and that the sum is right."""
         starts = [start_of(window) for window in reports]
@@ -369,7 +381,7 @@ async def redis_emptied(fleet: Fleet, seconds: float) -> None:
 
     It dies when all instances have told the window before, early in the open one, and is back before that is over:
     then its ids are stored again. On a machine so slow that the end comes first they may be gone, and that round
-    proves nothing; so one in time there must be. The reports that went with the stream are in the logs.
+    proves nothing; so one in time there must be.
     """
     async with fleet.load():
         for _ in during(seconds, lambda: fleet.deeds["Redis emptied"] > 0):
@@ -388,11 +400,7 @@ async def redis_emptied(fleet: Fleet, seconds: float) -> None:
             in_one_window &= fleet.open() == last + fleet.window
             fleet.deeds["Redis emptied" if in_one_window else "Redis emptied for too long"] += 1
             fleet.excused += 0 if in_one_window else at_risk
-    reports = fleet.server.reports()
-    for told in fleet.told():
-        for window, count in told.items():
-            assert reports.setdefault(window, count) == count, f"{window} is told as {count} and {reports[window]}"
-    fleet.check_counts(dict(sorted(reports.items())))
+    fleet.check_with_logs()
 
 
 async def outage(fleet: Fleet, seconds: float) -> None:

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,11 +130,12 @@ class Proxy:
     """A TCP proxy before a server. What it does to the bytes can be changed at any time, for all connections.
 
     `cut()` resets every connection. Otherwise a plan is set for the next bytes: `before_command` drops the link
-    when the client's next bytes come, which the server never sees; `before_reply` passes them on and drops the link
-    when the server's reply comes, which the client never sees; `inside_reply` drops it after the reply's first
-    byte. Each plan is carried out once and sets `done`. `stall` holds the server's replies back until `flow`;
-    `drip` passes them on byte by byte; `hold` holds the client's commands back until `release`. With `refuse`, new
-    connections are reset at once.
+    when the client's next bytes come, which the server never sees; `inside_command` when it has seen half of them;
+    `before_reply` passes them on and drops the link when the server's reply comes, which the client never sees;
+    `inside_reply` drops it after the reply's first byte. Each plan is carried out once and sets `done`. `stall` holds
+    the server's replies back until `flow`; `drip` passes them on byte by byte; `hold` holds the client's commands back
+    until `release`. With `refuse`, new connections are reset at once. While `swallow` names a direction, "commands" or
+    "replies", what comes that way is gone, and so is whatever comes later on the same connection.
     """
 
     def __init__(self, port: int) -> None:
@@ -145,6 +147,7 @@ class Proxy:
         self.done = threading.Event()
         self.drip = False
         self.refuse = False
+        self.swallow = ""
         self.connections = 0  # accepted so far
         self._flow = threading.Event()
         self._flow.set()
@@ -219,19 +222,30 @@ class Proxy:
 
     def _commands(self, link: tuple[socket.socket, socket.socket]) -> None:
         client, server = link
+        dead = False
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
                 self._released.wait(DEADLINE)
+                dead = dead or self.swallow == "commands"
+                if dead:
+                    continue
                 if self._take("before_command"):
+                    break
+                if self._take("inside_command"):
+                    server.sendall(data[: len(data) // 2])
                     break
                 server.sendall(data)
         self._drop(link)
 
     def _replies(self, link: tuple[socket.socket, socket.socket]) -> None:
         client, server = link
+        dead = False
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
                 self._flow.wait(DEADLINE)
+                dead = dead or self.swallow == "replies"
+                if dead:
+                    continue
                 if self._take("before_reply"):
                     break
                 if self._take("inside_reply"):
@@ -255,3 +269,45 @@ class Proxy:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 sock.shutdown(socket.SHUT_RD)  # wakes who reads it; to shut both sides would say FIN and not RST
             sock.close()
+
+
+class Impostor:
+    """What listens where Redis should: each command gets the bytes that `reply` returns for its words."""
+
+    def __init__(self, reply: Callable[[list[bytes]], bytes]) -> None:
+        self._reply = reply
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.connections = 0  # accepted so far
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                self.connections += 1
+                self._open.append(sock)
+                self._threads.append(threading.Thread(target=self._serve, args=(sock,), daemon=True))
+                self._threads[-1].start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError), sock.makefile("rb") as lines:
+            while start := lines.readline():
+                words = []
+                for _ in range(int(start[1:])):
+                    size = int(lines.readline()[1:])
+                    words.append(lines.read(size + 2)[:-2])
+                sock.sendall(self._reply(words))

@@ -1,0 +1,326 @@
+r"""Every fault of a Redis and of a network, at random and one after the other, under a steady load.
+
+    python tests/soak.py                          # ten minutes, a seed drawn by lot
+    python tests/soak.py --seconds 60 --seed 7
+
+Two instances, each behind a proxy of its own to one Redis that keeps its data on disk, get RATE new ids a second, at
+that rate whatever becomes of them. A round does one fault, or two at a time, for a while drawn by lot; then, but not
+always, the instances are given the time to be back, which is taken. What must hold:
+
+- the account of fleet.py: ids answered `ok` and counts that were reported agree, no window is missing;
+- every answer comes within --request-timeout and LATE seconds;
+- each instance says `ok` again within BACK seconds of the end of the last fault.
+
+Counts are never to be wrong; times are the machine's too, so `slack` seconds may be added to both (in the normal run
+of the tests, which test_soak.py is; here none). Data is lost only while both instances are connected: one that is cut
+off for longer than SETTLE of dedup.py, and has ids of a window that Redis lost meanwhile, brings them too late.
+"""
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import fleet
+import servers
+
+RATE = 5000  # requests a second, over all instances
+BURST = 50  # of them at a time, on one connection
+SIZE = 2  # instances
+WINDOW = 2  # seconds
+EVERY = BURST * SIZE * fleet.CONNECTIONS / RATE  # seconds from one burst to the next, of each that feeds
+TIMEOUT = 1.0  # seconds: --request-timeout as it is without a flag
+LATE = 0.5  # seconds that an answer may come later
+BACK = 2.0  # seconds until an instance takes ids again
+
+
+class Soak(fleet.Fleet):
+    """Instances behind proxies, and what is measured of them."""
+
+    def __init__(self, server: servers.Redis, seed: int, slack: float) -> None:
+        super().__init__(server, seed, SIZE, WINDOW, 1)
+        self.slack = slack
+        self.proxies = [servers.Proxy(server.port) for _ in range(self.size)]
+        self.slowest = 0.0  # answer, seconds
+        self.longest = 0.0  # time until an instance was back, seconds
+        self.wrong: list[str] = []  # what took too long, or was not answered
+        self.doing = ""  # the faults of this round
+        self.clear = 0.0  # monotonic time at which the last fault ended
+        self.waiting: dict[int, asyncio.Event] = {}  # by instance: set when it says ok
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; slowest answer {self.slowest:.2f} s, longest time to be back {self.longest:.2f} s"
+
+    def url(self, number: int) -> str:
+        return self.proxies[number].url
+
+    def end(self) -> None:
+        super().end()
+        for proxy in self.proxies:
+            proxy.__exit__()
+
+    # The load
+
+    async def feed(self, number: int) -> None:
+        """Send ids to an instance at a steady rate, on as many connections as that takes."""
+        idle: list[fleet.Caller] = []
+        bursts: set[asyncio.Task[None]] = set()
+        due = time.monotonic()
+        while not self.over:
+            burst = asyncio.create_task(self.burst(number, idle))
+            bursts.add(burst)
+            burst.add_done_callback(bursts.discard)
+            due = max(due + EVERY, time.monotonic() - TIMEOUT)  # what is missed is made up for
+            await asyncio.sleep(due - time.monotonic())
+        await asyncio.gather(*bursts)
+        for caller in idle:
+            caller.close()
+
+    async def burst(self, number: int, idle: list[fleet.Caller]) -> None:
+        caller = idle.pop() if idle else await fleet.call(self.programs[number].address)
+        since = time.monotonic()
+        answers = await caller.ask(self.ids(BURST))
+        took = time.monotonic() - since
+        if caller.closed:
+            self.wrong.append(f"a connection was closed ({self.doing})")
+        else:
+            idle.append(caller)
+        self.said.update(answers)
+        self.slowest = max(self.slowest, took)
+        if took > TIMEOUT + LATE + self.slack:
+            self.wrong.append(f"an answer took {took:.2f} s ({self.doing})")
+        if answers[-1] == "ok" and since > self.clear and number in self.waiting:
+            self.waiting[number].set()
+
+    # The faults
+
+    async def round(self) -> None:
+        """Do a fault or two; then, most of the time, wait until both instances are back."""
+        of_redis = [name for name in OF_REDIS if name not in ALONE]
+        if self.random.random() < 0.3:
+            chosen = [self.random.choice(of_redis), self.random.choice([*OF_THE_NETWORK])]
+        else:
+            chosen = [self.random.choice([*OF_REDIS, *OF_THE_NETWORK])]
+        self.doing = " and ".join(chosen)
+        self.waiting.clear()
+        await asyncio.gather(*(self.fault(name) for name in chosen))
+        self.deeds.update(chosen)
+        if self.random.random() < 0.7:
+            await self.back()
+            await self.pause(0, 1)
+
+    async def fault(self, name: str) -> None:
+        if name in ALONE:
+            await self.back()
+        else:
+            await self.pause(0, 0.3)
+        await (OF_REDIS | OF_THE_NETWORK)[name](self)
+        self.clear = time.monotonic()
+
+    async def back(self) -> None:
+        """Wait until every instance says ok; they have BACK seconds from the end of the last fault."""
+        self.waiting = {number: asyncio.Event() for number in self.programs}
+        async with asyncio.timeout(servers.DEADLINE):
+            await asyncio.gather(*(event.wait() for event in self.waiting.values()))
+        took = time.monotonic() - self.clear if self.clear else 0.0
+        self.clear = 0.0
+        self.longest = max(self.longest, took)
+        if took > BACK + self.slack:
+            self.wrong.append(f"it took {took:.2f} s to be back ({self.doing})")
+
+    async def last(self) -> None:
+        """Let a fault last: a second on the average, seldom for so long that whoever waits has become slow to try."""
+        await asyncio.sleep(min(self.random.expovariate(1), 8))
+
+    def some(self) -> list[servers.Proxy]:
+        """Return the proxies that are to be hit."""
+        return self.random.sample(self.proxies, self.random.randint(1, self.size))
+
+    def tell_redis(self, *words: str | int) -> None:
+        with self.server.client() as client:
+            client.execute_command(*words)
+
+
+async def killed(soak: Soak) -> None:
+    await asyncio.to_thread(soak.server.kill)
+    await soak.last()
+    await asyncio.to_thread(soak.server.start)
+
+
+async def emptied(soak: Soak) -> None:
+    await asyncio.to_thread(soak.server.kill)
+    shutil.rmtree(Path(soak.server.folder.name, "appendonlydir"))
+    await soak.pause(0, 1)
+    await asyncio.to_thread(soak.server.start)
+
+
+async def flushed(soak: Soak) -> None:
+    """Emptied while all links stand, which is noticed at the end of the window."""
+    soak.tell_redis("FLUSHALL")
+    await asyncio.sleep(soak.window)
+
+
+async def frozen(soak: Soak) -> None:
+    soak.server.freeze()
+    await soak.last()
+    soak.server.thaw()
+
+
+async def full(soak: Soak) -> None:
+    soak.tell_redis("CONFIG", "SET", "maxmemory", 1)
+    await soak.last()
+    soak.tell_redis("CONFIG", "SET", "maxmemory", 0)
+
+
+async def read_only(soak: Soak) -> None:
+    soak.tell_redis("REPLICAOF", "127.0.0.1", 1)
+    await soak.last()
+    soak.tell_redis("REPLICAOF", "NO", "ONE")
+
+
+async def unsafe(soak: Soak) -> None:
+    """Redis refuses to write without a replica."""
+    soak.tell_redis("CONFIG", "SET", "min-replicas-to-write", 1)
+    await soak.last()
+    soak.tell_redis("CONFIG", "SET", "min-replicas-to-write", 0)
+
+
+async def cut(soak: Soak) -> None:
+    for proxy in soak.some():
+        proxy.cut()
+
+
+def planned(plan: str) -> Callable[[Soak], Awaitable[None]]:
+    async def fault(soak: Soak) -> None:
+        proxies = soak.some()
+        for proxy in proxies:
+            proxy.set_plan(plan)
+        for proxy in proxies:
+            await asyncio.to_thread(proxy.done.wait, servers.DEADLINE)
+
+    return fault
+
+
+async def refused(soak: Soak) -> None:
+    proxies = soak.some()
+    for proxy in proxies:
+        proxy.refuse = True
+        proxy.cut()
+    await soak.last()
+    for proxy in proxies:
+        proxy.refuse = False
+
+
+async def delayed(soak: Soak) -> None:
+    proxies = soak.some()
+    for proxy in proxies:
+        proxy.stall()
+    await soak.last()
+    for proxy in proxies:
+        proxy.flow()
+
+
+async def held(soak: Soak) -> None:
+    proxies = soak.some()
+    for proxy in proxies:
+        proxy.hold()
+    await soak.last()
+    for proxy in proxies:
+        proxy.release()
+
+
+async def dripping(soak: Soak) -> None:
+    proxies = soak.some()
+    for proxy in proxies:
+        proxy.drip = True
+    await soak.last()
+    for proxy in proxies:
+        proxy.drip = False
+
+
+def swallowed(direction: str) -> Callable[[Soak], Awaitable[None]]:
+    async def fault(soak: Soak) -> None:
+        proxies = soak.some()
+        for proxy in proxies:
+            proxy.swallow = direction
+        await soak.last()
+        for proxy in proxies:
+            proxy.swallow = ""
+
+    return fault
+
+
+Fault = Callable[[Soak], Awaitable[None]]
+OF_REDIS: dict[str, Fault] = {
+    "Redis killed": killed,
+    "Redis emptied": emptied,
+    "Redis flushed": flushed,
+    "Redis frozen": frozen,
+    "memory full": full,
+    "read-only": read_only,
+    "without a replica": unsafe,
+}
+ALONE = ("Redis emptied", "Redis flushed")
+OF_THE_NETWORK: dict[str, Fault] = {
+    "cut": cut,
+    "cut before a batch": planned("before_command"),
+    "cut in a batch": planned("inside_command"),
+    "cut before a reply": planned("before_reply"),
+    "cut in a reply": planned("inside_reply"),
+    "connections refused": refused,
+    "replies delayed": delayed,
+    "commands delayed": held,
+    "replies byte by byte": dripping,
+    "commands lost": swallowed("commands"),
+    "replies lost": swallowed("replies"),
+}
+
+
+async def play(soak: Soak, seconds: float) -> None:
+    async with soak.load():
+        await soak.back()
+        for _ in fleet.during(seconds):
+            await soak.round()
+        await soak.back()
+    soak.check_with_logs()
+    assert not soak.wrong, "\n".join(soak.wrong)
+
+
+def run(seconds: float, seed: int, engine: str, slack: float = 0.0) -> str:
+    """Soak; return what was done, counted and measured. Raises AssertionError if anything does not hold."""
+    with servers.Redis(engine, "--appendfsync", "everysec", persist=True) as server:
+        soak = Soak(server, seed, slack)
+        try:
+            asyncio.run(play(soak, seconds))
+        except BaseException as error:
+            error.add_note(f"seed {seed}, {engine}, during {soak.doing}; {soak}")
+            error.add_note("\n".join(f"instance: {line}" for log in soak.logs for line in log))
+            raise
+        finally:
+            soak.end()
+        return str(soak)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Soak two instances in faults, and see whether they count right.")
+    parser.add_argument("--seconds", type=float, default=600, help="how long; default 600")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: drawn by lot")
+    options = parser.parse_args()
+    engines = sorted(servers.ENGINES)
+    engine = engines[options.seed % len(engines)]
+    print(f"seed {options.seed}, {engine}", flush=True)
+    try:
+        print(f"held; {run(options.seconds, options.seed, engine)}", flush=True)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
