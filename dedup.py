@@ -1122,8 +1122,11 @@ def code_of(error: BaseException) -> str:
 
 
 def advise(error: BaseException) -> str:
-    """Return what an error means and what to do, in one line of printable text."""
-    text = " ".join(ascii(str(error))[1:-1].split())[:200]
+    """Return what an error means and what to do, in one line of printable text, without what Redis repeats to us.
+
+    That is the words of a command it does not know: a password, where AUTH is disabled; or ids.
+    """
+    text = " ".join(ascii(str(error).partition(", with args beginning with")[0])[1:-1].split())[:200]
     advice = ADVICE.get(code_of(error))
     return f"{advice} ({text})" if advice else text
 

@@ -1518,6 +1518,20 @@ def test_a_password_that_redis_does_not_take(engine: str, given: str) -> None:
             assert not [line for line in program.log.all if SECRET in line or "wrong-secret" in line]
 
 
+@pytest.mark.parametrize("name", ["AUTH", "SADD"])
+def test_what_redis_repeats_of_a_command_is_not_logged(engine: str, name: str) -> None:
+    """Of one that it does not know it repeats the words: a password, or ids."""
+    with servers.Redis(engine, "--rename-command", name, "") as server:
+        url = f"redis://{'user:' + SECRET + '@' if name == 'AUTH' else ''}127.0.0.1:{server.port}"
+        with support.verve("--redis-url", url, "--log-level", "debug") as program:
+            with support.Client(program.address) as client:
+                assert failed(client.ask(support.accept(123456789)))
+            (line,) = complaints(program)
+            assert f"unknown command '{name}'" in line
+            assert SECRET not in line
+            assert "123456789" not in line
+
+
 @last_engine
 def test_an_id_that_is_negative_zero_or_at_the_edge(server: servers.Redis) -> None:
     with (
