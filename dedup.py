@@ -690,8 +690,9 @@ class RedisStore:
                 self._down(f"no answer within {self.timeout:g} s")
             except (redis.RedisError, OSError) as error:
                 self._down(advise(error))
-            except Exception as error:  # an error of ours must not end the counting for good
-                log.exception("the link to Redis failed for a reason that was not foreseen")
+            except Exception as error:  # an error of ours, or of what is no Redis, must not end the counting for good
+                if advise(error) != self.why:
+                    log.exception("the link to Redis failed for a reason that was not foreseen")
                 self._down(advise(error))
             finally:
                 await self._connection.disconnect(nowait=True)
@@ -1126,7 +1127,8 @@ def advise(error: BaseException) -> str:
 
     That is the words of a command it does not know: a password, where AUTH is disabled; or ids.
     """
-    text = " ".join(ascii(str(error).partition(", with args beginning with")[0])[1:-1].split())[:200]
+    words = str(error).partition(", with args beginning with")[0] or type(error).__name__
+    text = " ".join(ascii(words)[1:-1].split())[:200]
     advice = ADVICE.get(code_of(error))
     return f"{advice} ({text})" if advice else text
 

@@ -350,6 +350,20 @@ class Callbacks:
         self._lines = 0
 
 
+class TextFormatter(logging.Formatter):
+    """`TIME LEVEL LOGGER: MESSAGE`; the message is one line, whatever it says, as it may name what others sent."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        self.converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the line, with what can't be printed escaped."""
+        if not record.message.isprintable():
+            record.message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in record.message)
+        return super().formatMessage(record)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: `time`, `level`, `logger`, `message`, and a report's `window`, `count`, `final`."""
 
@@ -399,12 +413,7 @@ class FileHandler(logging.handlers.WatchedFileHandler):
 def log_to(file: str | None, style: str, level: str) -> None:
     """Send the log to `file`, or to stderr, as `text` or `json`. Raises OSError if the file can't be opened."""
     handler = FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
-    if style == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        text = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-        text.converter = time.gmtime
-        handler.setFormatter(text)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

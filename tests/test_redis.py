@@ -1518,6 +1518,46 @@ def test_a_password_that_redis_does_not_take(engine: str, given: str) -> None:
             assert not [line for line in program.log.all if SECRET in line or "wrong-secret" in line]
 
 
+def bulk(text: str) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(text.encode()), text.encode())
+
+
+EVIL = "\x1b[31m\u2028\x85\x00\x7f"  # what a terminal or a reader of lines would act on
+INFO = "redis_version:7.0.0\r\nrun_id:1\r\n"
+NONSENSE: dict[str, dict[str, bytes]] = {
+    "version": {"INFO": bulk(f"redis_version:5.0.{EVIL}\r\n")},
+    "policy": {"INFO": bulk(f"{INFO}maxmemory:1\r\nmaxmemory_policy:{EVIL}\r\n"), "EVAL": b"-ERR\r\n"},
+    "window": {"EVAL": f"-WINDOW 7{EVIL}\r\n".encode()},
+    "error": {"INFO": f"-ERR {EVIL}\r\n".encode()},
+    "no-version": {"INFO": bulk(f"redis_version:{EVIL}\r\n")},
+    "no-utf-8": {"INFO": b"$4\r\n\xff\xfe\x00\x1b\r\n"},
+    "no-text": {"INFO": b":1\r\n"},
+    "no-mark": {"EVAL": b":1\r\n"},
+    "no-protocol": {"INFO": EVIL.encode() + b"\r\n"},
+    "no-redis": {"INFO": b"HTTP/1.1 400 Bad Request\r\n\r\n"},
+    "no-length": {"INFO": f"${EVIL}\r\n".encode()},
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_a_redis_that_talks_nonsense_is_told_of_once_and_not_repeated(name: str) -> None:
+    said = {"INFO": bulk(INFO), "EVAL": bulk("1 0"), "XRANGE": b"*0\r\n"} | NONSENSE[name]
+    with servers.Impostor(lambda words: said.get(words[0].decode(), b"+OK\r\n")) as impostor:
+        url = f"redis://user:{SECRET}@127.0.0.1:{impostor.port}"
+        program = support.Program(["--redis-url", url, "--log-level", "debug"], ())
+        try:
+            wait_until(lambda: impostor.connections > 3 or program.process.poll() is not None)
+            assert program.process.poll() == 1 or program.stop() == 0
+            program.wait()
+        finally:
+            program.end()
+    lines = program.log.all
+    assert all(line.isprintable() for line in lines)
+    assert not any(SECRET in line for line in lines)
+    assert len([line for line in lines if line.startswith("Traceback")]) <= 1
+    assert 1 <= len(complaints(program)) <= 2, complaints(program)
+
+
 @pytest.mark.parametrize("name", ["AUTH", "SADD"])
 def test_what_redis_repeats_of_a_command_is_not_logged(engine: str, name: str) -> None:
     """Of one that it does not know it repeats the words: a password, or ids."""

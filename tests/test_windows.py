@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import selectors
 import sys
 import time
@@ -660,6 +661,15 @@ def test_a_json_record_is_one_line_of_ascii_whatever_it_says(message: str, logge
 @pytest.mark.parametrize("message", ["two\nlines", "\r\n\x1b[31m\x00", "größer als ½", "\u2028\x85", "\ud800", '"'])
 def test_what_would_break_a_line(message: str) -> None:
     assert json.loads(reporter.JsonFormatter().format(record("%s", message)))["message"] == message
+
+
+@given(message=st.text())
+def test_a_message_as_text_is_one_line_whatever_it_says(message: str) -> None:
+    line = reporter.TextFormatter().format(record("%s", message))
+    assert line.isprintable()
+    assert re.match(r"2026-11-22T06:31:00\.\d{3}Z WARNING verve\.test: ", line)
+    if message.isprintable():
+        assert line.endswith(": " + message)
 
 
 def test_an_exception_as_json_is_one_line_too() -> None:
