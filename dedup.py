@@ -55,6 +55,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -91,6 +92,7 @@ KEEP = 2 * 86_400  # seconds after which Redis may forget a window's keys, two w
 SETTLE = 1.5  # seconds after a loss of data in which nothing is closed: longer than it takes to connect again
 SETTLE_ALL = 60.0  # seconds after which windows are closed whoever still brings ids back
 RETRY = (0.05, 1.0)  # seconds between attempts to connect, doubling from the first to the second
+HUSH = 1.0  # seconds for which Redis must have kept to what it last did for the log to follow it at once
 LEASE = 10.0  # seconds after which another instance delivers reports, when the one that did is silent
 ALIVE_EVERY = 1.0  # seconds after which an idle link is tried
 
@@ -563,6 +565,7 @@ class RedisStore:
         self._opened = False  # OPEN was sent for the window, on this connection
         self._mark = ""  # what ARRIVE said on this connection
         self._refused = ""  # the error that batches are refused with, as logged
+        self._hushed = 0.0  # loop time before which no other is
         self._stopping = False
         self._connection: redis.asyncio.Connection
         self._wire: Wire
@@ -677,9 +680,10 @@ class RedisStore:
         delay = RETRY[0]
         while not self._stopping:
             self._connection = self._options.make_connection()  # type: ignore[no-untyped-call]
+            up = math.inf
             try:
                 await self._connect()
-                delay = RETRY[0]
+                up = self._loop.time()
                 await self._serve()
             except StoreError as error:
                 if not self._ready.done():
@@ -697,6 +701,8 @@ class RedisStore:
             finally:
                 await self._connection.disconnect(nowait=True)
             if not self._stopping:
+                if self._loop.time() - up > HUSH:  # a link that comes and goes is not followed, and told of, each time
+                    delay = RETRY[0]
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311
                 delay = min(2 * delay, RETRY[1])
 
@@ -852,11 +858,15 @@ class RedisStore:
     def _settle(self, numbers: list[int], dones: list[Done], window: int, refused: str) -> None:
         """Note ids that are stored in `window`, or refused for a reason, and tell those who wait for them."""
         if refused:
-            if advice_in(refused) != advice_in(self._refused) or not self._refused:
+            now = self._loop.time()
+            news = advice_in(refused) != advice_in(self._refused) or not self._refused
+            if news and now >= self._hushed:
                 log.error("Redis refuses ids, requests fail: %s", refused)
+                self._refused, self._hushed = refused, now + HUSH
         else:
             if self._refused:
                 log.warning("Redis takes ids again")
+                self._refused = ""
             if window == self.window and self.count < self.max_ids:
                 shards, modulus = self._ids.shards, SHARDS
                 new = 0
@@ -866,7 +876,6 @@ class RedisStore:
                         ids.add(number)
                         new += 1
                 self.count += new
-        self._refused = refused
         self.tell(dones, REFUSED if refused else STORED)
 
     async def _store(self, pack: Callable[[str], bytes], deadline: float, dones: list[Done]) -> tuple[int, str, Any]:

@@ -1518,6 +1518,51 @@ def test_a_password_that_redis_does_not_take(engine: str, given: str) -> None:
             assert not [line for line in program.log.all if SECRET in line or "wrong-secret" in line]
 
 
+@last_engine
+def test_a_redis_that_refuses_now_and_then_does_not_flood_the_log(server: servers.Redis) -> None:
+    """As one does whose memory others fill and empty."""
+    over = threading.Event()
+
+    def refuse() -> None:
+        with server.client() as client:
+            while not over.is_set():
+                client.config_set("maxmemory", 1)
+                client.config_set("maxmemory", 0)
+
+    with (
+        support.verve("--redis-url", server.url, "--window", str(long_window())) as program,
+        support.Client(program.address) as client,
+    ):
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        since = time.monotonic()
+        said = [failed(client.ask(support.accept(number))) for number in range(3000)]
+        over.set()
+        thread.join()
+        changes = sum(one != other for one, other in itertools.pairwise(said))
+        assert changes > 50, "Redis refused too seldom"
+        assert len(complaints(program)) <= 4 + 2 * (time.monotonic() - since) / dedup.HUSH
+        server.client().config_set("maxmemory", 1)
+        wait_until(
+            lambda: failed(client.ask(support.accept(random.getrandbits(60)))) and "refuses" in complaints(program)[-1]
+        )
+
+
+@last_engine
+def test_a_link_that_comes_and_goes_does_not_flood_the_log(server: servers.Redis, proxy: servers.Proxy) -> None:
+    with (
+        support.verve("--redis-url", proxy.url, "--window", str(long_window())) as program,
+        support.Client(program.address) as client,
+    ):
+        since = time.monotonic()
+        for number in range(12):
+            wait_for_ok(client, number)
+            proxy.cut()
+        took = time.monotonic() - since
+        assert took > 3, "so many could have been told of in no time"
+        assert len(complaints(program)) <= 2 * 12
+
+
 def bulk(text: str) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(text.encode()), text.encode())
 
