@@ -903,7 +903,7 @@ class RedisStore:
                 if code in LINK_ERRORS:
                     raise reply
                 if code == "WRONGTYPE":
-                    await self._roll()
+                    await self._roll(deadline)
                     if self.window != window:
                         continue  # it was closed, and another is open now
                 return window, advise(reply), None
@@ -937,8 +937,11 @@ class RedisStore:
                 if not future.done():
                     future.set_result(None)
 
-    async def _roll(self) -> None:
-        """Close in Redis what is over, take its time, and note what was reported and not yet told here."""
+    async def _roll(self, deadline: float = 0.0) -> None:
+        """Close in Redis what is over, take its time, and note what was reported and not yet told here.
+
+        By `deadline` (loop time), if a batch waits for it.
+        """
         more = True
         while more:
             mine = range(self._lived, self.window + 1, self.seconds)[:ROLL_LIMIT] if self.window else range(0)
@@ -949,7 +952,8 @@ class RedisStore:
                 [
                     ("EVAL", ROLL, "5", *self._names(*KEYS, "window", "settling", "mark"), *map(str, arguments)),
                     ("XRANGE", f"{self.prefix}:reports", f"{self.told}000-0", "+", "COUNT", str(2 * ROLL_LIMIT)),
-                ]
+                ],
+                deadline,
             )
             for reply in (rolled, entries):
                 if isinstance(reply, redis.ResponseError):

@@ -167,10 +167,10 @@ class Instance(dedup.RedisStore):
         self.losses += 1
         super()._down(why)
 
-    async def _roll(self) -> None:
+    async def _roll(self, deadline: float = 0.0) -> None:
         world = self.world
         moves, newest = world.moves, world.newest()
-        await super()._roll()
+        await super()._roll(deadline)
         if not self.synced:
             self.floor = newest if moves == world.moves else world.newest()
         if moves != world.moves:  # time passed meanwhile, so it knows Redis's time badly

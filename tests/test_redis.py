@@ -650,6 +650,37 @@ def test_nobody_waits_longer_than_the_time_out_behind_others(server: servers.Red
 
 
 @last_engine
+def test_an_id_that_finds_its_window_closed_waits_no_longer_than_the_time_out(
+    server: servers.Redis, proxy: servers.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow answer that it is closed, then none to the question which one is open."""
+    timeout = 2.0
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        async with opened(proxy.url, timeout=timeout) as store:
+            await stored(store, 1)
+            key = f"verve:{{{store.window}}}:ids"
+            ask(server, "DEL", key)
+            ask(server, "SET", key, "closed")
+            roll = store._roll
+
+            async def stalled_roll(*arguments: float) -> None:
+                proxy.stall()
+                await roll(*arguments)
+
+            monkeypatch.setattr(store, "_roll", stalled_roll)
+            proxy.stall()
+            loop.call_later(0.9 * timeout, proxy.flow)
+            started = loop.time()
+            assert await add(store, 2) == dedup.LOST
+            assert loop.time() - started < 1.5 * timeout
+            proxy.flow()
+
+    play(test())
+
+
+@last_engine
 def test_replies_that_come_byte_by_byte(server: servers.Redis, proxy: servers.Proxy) -> None:
     async def test() -> None:
         proxy.drip = True
