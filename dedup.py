@@ -47,7 +47,7 @@ whether it was new and how many there are with it.
 
 The link to Redis is one connection, which redis-py makes (addresses, TLS, passwords), and one task. When it fails,
 or does not answer in time, everything that waits is told so; what was under way is not sent again, since it may have
-been stored. Until it is back, after 50 ms to 1 s each try, `add` says DOWN at once.
+been stored. Until it is back, after 50 ms to 0.5 s each try, `add` says DOWN at once.
 """
 
 import asyncio
@@ -91,7 +91,8 @@ REPORTS = 10_080  # entries kept in the stream: a week of minutes
 KEEP = 2 * 86_400  # seconds after which Redis may forget a window's keys, two windows at least
 SETTLE = 1.5  # seconds after a loss of data in which nothing is closed: longer than it takes to connect again
 SETTLE_ALL = 60.0  # seconds after which windows are closed whoever still brings ids back
-RETRY = (0.05, 1.0)  # seconds between attempts to connect, doubling from the first to the second
+RETRY = (0.05, 0.5)  # seconds between attempts to connect, doubling from the first to the second
+ARRIVAL = 1.0  # seconds to connect, and again to the first answer: with the wait before, less than the promised 2
 HUSH = 1.0  # seconds for which Redis must have kept to what it last did for the log to follow it at once
 LEASE = 10.0  # seconds after which another instance delivers reports, when the one that did is silent
 ALIVE_EVERY = 1.0  # seconds after which an idle link is tried
@@ -544,7 +545,7 @@ class RedisStore:
             url,
             protocol=2,
             socket_timeout=None,
-            socket_connect_timeout=RETRY[1],
+            socket_connect_timeout=ARRIVAL,
             max_connections=1,
         )
         self.place = place(url)
@@ -691,7 +692,7 @@ class RedisStore:
                     return
                 self._down(str(error))
             except TimeoutError:
-                self._down(f"no answer within {self.timeout:g} s")
+                self._down(f"no answer within {self.timeout if self.up else ARRIVAL:g} s")
             except (redis.RedisError, OSError) as error:
                 self._down(advise(error))
             except Exception as error:  # an error of ours, or of what is no Redis, must not end the counting for good
@@ -727,7 +728,7 @@ class RedisStore:
 
     async def _connect(self) -> None:
         """Connect, agree on the time, store the open window's ids again, and take ids from then on."""
-        async with asyncio.timeout(max(self.timeout, RETRY[1])):
+        async with asyncio.timeout(ARRIVAL):
             await self._connection.connect()  # type: ignore[no-untyped-call]
         self._wire = Wire(self._connection, self._rouse)
         arrive = await self._check()
@@ -746,7 +747,7 @@ class RedisStore:
 
     async def _check(self) -> Command:
         """Refuse a Redis that is too old, warn of one that may drop ids; arrive, and return the command that does."""
-        server, memory = await self._trip([("INFO", "server"), ("INFO", "memory")])
+        server, memory = await self._trip([("INFO", "server"), ("INFO", "memory")], self._loop.time() + ARRIVAL)
         for reply in (server, memory):
             if isinstance(reply, redis.ResponseError):
                 raise reply

@@ -715,6 +715,26 @@ def test_connections_that_are_refused(server: servers.Redis, proxy: servers.Prox
     play(test())
 
 
+@last_engine
+@pytest.mark.parametrize("direction", ["commands", "replies"])
+def test_a_network_that_swallows_all_is_found_whole_within_two_seconds(
+    server: servers.Redis, proxy: servers.Proxy, direction: str
+) -> None:
+    """Whatever the time-out of requests; it was away for so long that attempts have become rare."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        async with opened(proxy.url, timeout=30) as store:
+            proxy.swallow = direction
+            proxy.cut()
+            await until(lambda: proxy.connections >= 5)  # of which three took a second each
+            proxy.swallow = ""  # just missed by the latest
+            await back(store, loop.time())
+            await stored(store, 1)
+
+    play(test())
+
+
 @first_engine
 def test_a_start_without_redis_is_told_in_one_line_and_its_coming_in_another(
     server: servers.Redis, proxy: servers.Proxy
