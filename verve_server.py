@@ -11,6 +11,12 @@ ends with status 1 and a line that says why; it serves until SIGTERM or SIGINT; 
 answers what was taken, tells what it has counted so far, and exits with status 0. A second signal ends it at once.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # Until there is something to stop, Ctrl-C ends the process as SIGTERM does, not with a traceback of the imports.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import asyncio
 import contextlib
 import ctypes
@@ -20,7 +26,6 @@ import mmap
 import os
 import re
 import resource
-import signal
 import socket
 import struct
 import sys

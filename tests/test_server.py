@@ -683,6 +683,17 @@ def test_a_second_signal_ends_the_first_process_of_a_container() -> None:
         assert program.stop() == 128 + signal.SIGTERM
 
 
+def test_ctrl_c_amid_the_imports_ends_it_quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "uvloop.py").write_text(slow)
+    kept = support.environment()
+    monkeypatch.setattr(support, "environment", lambda: {**kept, "PYTHONPATH": str(tmp_path)})
+    program = Program([], [])
+    program.log.wait_for("importing")
+    assert program.stop(signal.SIGINT) == -signal.SIGINT
+    assert program.log.all == ["importing"]
+
+
 # Streams and the log
 
 
