@@ -24,6 +24,7 @@ import hmac
 import json
 import logging
 import logging.handlers
+import os
 import random
 import sys
 import time
@@ -399,7 +400,7 @@ class FileHandler(logging.handlers.WatchedFileHandler):
             self.trouble = ""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Write a line to stderr instead."""
+        """Write a line to stderr instead, and forget what the file did not take of it: it would be told twice."""
         self.failed = True
         error = sys.exc_info()[1]
         trouble = getattr(error, "strerror", None) or repr(error)
@@ -408,6 +409,11 @@ class FileHandler(logging.handlers.WatchedFileHandler):
                 print(f"can't log to {self.baseFilename}: {trouble}", file=sys.stderr)
             print(self.format(record), file=sys.stderr, flush=True)
         self.trouble = trouble
+        stream, self.stream = self.stream, None  # the next line opens it again
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())  # there may be room by now for what its buffer holds
+                stream.close()
 
 
 def log_to(file: str | None, style: str, level: str) -> None:

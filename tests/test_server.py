@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import servers
 import support
 from support import PATH, Client, Program, accept, get, verve
 
@@ -843,6 +844,49 @@ def test_a_log_file_that_can_no_longer_be_written(tmp_path: Path) -> None:
         assert len([line for line in program.log.all if "can't log to" in line]) == 1
         lines = (away / "verve.log").read_text().splitlines() + program.log.all + file.read_text().splitlines()
         assert_contiguous(counts(lines), 1)
+
+
+def test_a_disk_that_is_full_and_has_room_again(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for it: the file takes a part of a line, then nothing, until truncated."""
+    file = tmp_path / "verve.log"
+    file.write_text(3700 * "x" + "\n")
+    prefix = ["prlimit", "--fsize=4096"]
+    with verve("--window", "1", prefix=prefix, log_file=file) as program, Client(program.address) as client:
+        program.log.wait_for("can't log to .*: File too large")
+        taken = file.read_text()[3701:]
+        assert client.ask(accept(1)).body == b"ok"
+        program.log.wait_for(r"unique ids in \S+: 1$")
+        program.log.wait_for(r"unique ids in", len(program.log.all))
+        file.write_text("")
+        support.wait_in(file, "unique ids in")
+        client.close()
+        assert program.stop() == 0
+        whole = taken.splitlines(keepends=True)
+        if not whole[-1].endswith("\n"):
+            whole.pop()  # it stands on stderr, whole
+        after = file.read_text().splitlines()
+        assert all(TEXT_LINE.fullmatch(line) for line in after), after
+        told = counts([line.rstrip() for line in whole] + program.log.all + after)
+        assert_contiguous(sorted(told), 1)
+        assert sum(count for _, count in told) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_full_everywhere() -> None:
+    """There is nowhere to complain: counting goes on."""
+    prefix = ["sh", "-c", 'exec "$@" 2>/dev/full', "sh"]
+    port = servers.free_port()
+    program = Program(["--window", "1", "--log-file", "/dev/full", "--port", str(port)], prefix)
+    try:
+        support.wait_for_port(port)
+        with Client(("127.0.0.1", port)) as client:
+            assert client.ask(accept(1)).body == b"ok"
+            wait = time.monotonic() + 1.2  # over the end of a window
+            while time.monotonic() < wait:
+                assert client.ask(accept(1)).body == b"ok"
+        assert program.stop() == 0
+    finally:
+        program.end()
 
 
 def test_few_open_files() -> None:
