@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -218,6 +219,16 @@ def wait_in(file: Path, pattern: str) -> str:
         tail.kill()
         tail.wait()
         lines.join()
+
+
+def wait_for_port(port: int) -> None:
+    """Wait until somebody listens on a port; who does tells nobody."""
+    until = time.monotonic() + DEADLINE
+    while True:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        assert time.monotonic() < until, f"nobody listens on port {port}"
+        time.sleep(0.005)
 
 
 class Response(NamedTuple):
