@@ -187,10 +187,10 @@ def verve(*flags: str, prefix: Sequence[str] = (), log_file: Path | None = None)
         program.end()
 
 
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
+def run(*flags: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run the program until it ends by itself."""
     return subprocess.run(
-        command(*flags),
+        [*prefix, *command(*flags)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

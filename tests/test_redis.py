@@ -1654,6 +1654,15 @@ def test_a_redis_that_talks_nonsense_is_told_of_once_and_not_repeated(name: str)
     assert 1 <= len(complaints(program)) <= 2, complaints(program)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_redis_that_is_too_old_is_refused(workers: str) -> None:
+    with servers.Impostor(lambda words: bulk("redis_version:6.0.16\r\n") if words[0] == b"INFO" else b"+OK\r\n") as old:
+        found = support.run("--redis-url", f"redis://127.0.0.1:{old.port}", "--workers", workers)
+    assert found.returncode == 1
+    (line,) = found.stderr.splitlines()
+    assert line.endswith("ERROR verve: Redis 6.0.16 is too old: expected 6.2 or newer, or Valkey")
+
+
 @pytest.mark.parametrize("name", ["AUTH", "SADD"])
 def test_what_redis_repeats_of_a_command_is_not_logged(engine: str, name: str) -> None:
     """Of one that it does not know it repeats the words: a password, or ids."""

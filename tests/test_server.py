@@ -202,6 +202,13 @@ def test_two_servers_do_not_share_a_port() -> None:
         assert client.ask(accept(1)).status == 200
 
 
+def test_a_port_that_may_not_be_had() -> None:
+    """One below 1024, for who is not root; root is taken the right to it."""
+    prefix = ["setpriv", "--bounding-set=-net_bind_service"] if os.geteuid() == 0 else []
+    line = failed_to_start(support.run("--port", "1", prefix=prefix), 1)
+    assert line == "can't listen on 127.0.0.1 port 1: Permission denied"
+
+
 @pytest.mark.parametrize("host", ["fe80::1%nosuchif", "192.0.2.1"])
 def test_a_host_that_is_none_of_ours(host: str) -> None:
     """A name that no name server is asked for, so that nothing leaves this machine; and an address of others."""
