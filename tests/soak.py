@@ -4,11 +4,11 @@ r"""Every fault of a Redis and of a network, at random and one after the other, 
     python tests/soak.py --seconds 60 --seed 7
 
 Two instances, each behind a proxy of its own to one Redis that keeps its data on disk, get RATE new ids a second, at
-that rate whatever becomes of them. A round does one fault, or two at a time, for a while drawn by lot; then, but not
-always, the instances are given the time to be back, which is taken. What must hold:
+that rate whatever becomes of them. A round does one fault, or two at a time, for a while drawn by lot, after each was
+done once; then, but not always, the instances are given the time to be back, which is taken. What must hold:
 
 - the account of fleet.py: ids answered `ok` and counts that were reported agree, no window is missing;
-- every answer comes within --request-timeout and LATE seconds;
+- every answer comes within --request-timeout and LATE seconds, less the time that its instance had no processor;
 - each instance says `ok` again within BACK seconds of the end of the last fault.
 
 Counts are never to be wrong; times are the machine's too, so `slack` seconds may be added to both (in the normal run
@@ -46,7 +46,8 @@ class Soak(fleet.Fleet):
         super().__init__(server, seed, SIZE, WINDOW, 1)
         self.slack = slack
         self.proxies = [servers.Proxy(server.port) for _ in range(self.size)]
-        self.slowest = 0.0  # answer, seconds
+        self.slowest = 0.0  # answer, seconds, less what the instance had no processor
+        self.starved = 0.0  # seconds of an answer that an instance had none
         self.longest = 0.0  # time until an instance was back, seconds
         self.wrong: list[str] = []  # what took too long, or was not answered
         self.doing = ""  # the faults of this round
@@ -54,7 +55,10 @@ class Soak(fleet.Fleet):
         self.waiting: dict[int, asyncio.Event] = {}  # by instance: set when it says ok
 
     def __str__(self) -> str:
-        return f"{super().__str__()}; slowest answer {self.slowest:.2f} s, longest time to be back {self.longest:.2f} s"
+        return (
+            f"{super().__str__()}; slowest answer {self.slowest:.2f} s (besides up to {self.starved:.2f} s without a "
+            f"processor), longest time to be back {self.longest:.2f} s"
+        )
 
     def url(self, number: int) -> str:
         return self.proxies[number].url
@@ -83,9 +87,11 @@ class Soak(fleet.Fleet):
 
     async def burst(self, number: int, idle: list[fleet.Caller]) -> None:
         caller = idle.pop() if idle else await fleet.call(self.programs[number].address)
-        since = time.monotonic()
+        since, waited = time.monotonic(), self.kept_waiting(number)
         answers = await caller.ask(self.ids(BURST))
-        took = time.monotonic() - since
+        waited = self.kept_waiting(number) - waited
+        took = time.monotonic() - since - waited
+        self.starved = max(self.starved, waited)
         if caller.closed:
             self.wrong.append(f"a connection was closed ({self.doing})")
         else:
@@ -93,19 +99,23 @@ class Soak(fleet.Fleet):
         self.said.update(answers)
         self.slowest = max(self.slowest, took)
         if took > TIMEOUT + LATE + self.slack:
-            self.wrong.append(f"an answer took {took:.2f} s ({self.doing})")
+            self.wrong.append(f"an answer took {took:.2f} s, {set(answers)} ({self.doing})")
         if answers[-1] == "ok" and since > self.clear and number in self.waiting:
             self.waiting[number].set()
 
+    def kept_waiting(self, number: int) -> float:
+        """Return for how many seconds an instance has had something to do and no processor, by Linux's account."""
+        _, waited, _ = Path(f"/proc/{self.programs[number].pid}/schedstat").read_text().split()
+        return int(waited) / 1e9
+
     # The faults
 
-    async def round(self) -> None:
-        """Do a fault or two; then, most of the time, wait until both instances are back."""
-        of_redis = [name for name in OF_REDIS if name not in ALONE]
-        if self.random.random() < 0.3:
-            chosen = [self.random.choice(of_redis), self.random.choice([*OF_THE_NETWORK])]
-        else:
-            chosen = [self.random.choice([*OF_REDIS, *OF_THE_NETWORK])]
+    async def round(self, name: str) -> None:
+        """Do a fault, or it and another; then, most of the time, wait until both instances are back."""
+        chosen = [name]
+        if name not in ALONE and self.random.random() < 0.3:
+            others = OF_THE_NETWORK if name in OF_REDIS else [one for one in OF_REDIS if one not in ALONE]
+            chosen.append(self.random.choice([*others]))
         self.doing = " and ".join(chosen)
         self.waiting.clear()
         await asyncio.gather(*(self.fault(name) for name in chosen))
@@ -256,6 +266,7 @@ def swallowed(direction: str) -> Callable[[Soak], Awaitable[None]]:
 
 
 Fault = Callable[[Soak], Awaitable[None]]
+
 OF_REDIS: dict[str, Fault] = {
     "Redis killed": killed,
     "Redis emptied": emptied,
@@ -284,8 +295,10 @@ OF_THE_NETWORK: dict[str, Fault] = {
 async def play(soak: Soak, seconds: float) -> None:
     async with soak.load():
         await soak.back()
-        for _ in fleet.during(seconds):
-            await soak.round()
+        names = [*OF_REDIS, *OF_THE_NETWORK]
+        soak.random.shuffle(names)
+        for number in fleet.during(seconds, lambda: len(soak.deeds) == len(names)):
+            await soak.round(names[number] if number < len(names) else soak.random.choice(names))
         await soak.back()
     soak.check_with_logs()
     assert not soak.wrong, "\n".join(soak.wrong)

@@ -7,5 +7,8 @@ SLACK = 5.0  # seconds that a busy machine may add to an answer, and to a recove
 
 
 def test_soak() -> None:
-    """It takes 40 s. `python tests/soak.py` does it for ten minutes, with what it draws by lot and without slack."""
-    soak.run(35, 3, next(iter(servers.ENGINES)), SLACK)
+    """It takes some 50 s, in which each fault is done once at least.
+
+    `python tests/soak.py` does them for ten minutes, with a seed drawn by lot and without slack.
+    """
+    soak.run(0, 1, next(iter(servers.ENGINES)), SLACK)
