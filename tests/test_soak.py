@@ -7,7 +7,7 @@ SLACK = 5.0  # seconds that a busy machine may add to an answer, and to a recove
 
 
 def test_soak() -> None:
-    """It takes some 50 s, in which each fault is done once at least.
+    """It takes some 30 s, in which each fault is done once at least.
 
     `python tests/soak.py` does them for ten minutes, with a seed drawn by lot and without slack.
     """
