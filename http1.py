@@ -30,6 +30,7 @@ early, late by a second at most. The same tick renders every answer with the new
 """
 
 import asyncio
+import logging
 import re
 import time
 from collections import deque
@@ -58,9 +59,12 @@ MAX_KNOWN = 4 * 1024  # bytes of `known`, which an idle connection keeps twice
 LINGER = 2.0  # seconds a peer's bytes are thrown away after the last answer. nginx 5 s
 QUIET = 1.0  # seconds without a request after which a draining server closes a connection
 OVERFLOW = 1024  # connections past the cap that are told so politely; more are just closed
+SAY_AGAIN = 60.0  # seconds until the log says again that connections are refused
 
 # Which rendering of an answer a request gets; HEAD's are these plus HEAD.
 KEEP, KEEP_1_0, CLOSE, HEAD = 0, 1, 2, 3
+
+log = logging.getLogger("verve.http")
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
 _VISIBLE = rb'[!-"$-~]'  # what a target is made of: visible ASCII, and no fragment
@@ -177,6 +181,7 @@ class Server:
         idle_timeout: float = 75.0,
         header_timeout: float = 10.0,
         max_connections: int = 20_000,
+        overflow: int = OVERFLOW,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`outcomes[i]` is the answer that filling a slot with i selects; times are in seconds."""
@@ -190,12 +195,14 @@ class Server:
         self.idle_timeout = idle_timeout
         self.header_timeout = header_timeout
         self.max_connections = max_connections
+        self.overflow = overflow
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.served = 0  # connections within the cap
         self.draining = False
         self._clock = clock
         self._queue: deque[Connection] = deque()  # those with requests put by for a turn to come
+        self._hushed = 0.0  # loop time until which no more is said of connections that are refused
         self._tick: asyncio.TimerHandle | None = None
         self._quiet: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
@@ -291,6 +298,12 @@ class Server:
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.expire(now)
 
+    def note_crowd(self) -> None:
+        """Say that connections are refused, once in a while."""
+        if self.loop.time() >= self._hushed:
+            self._hushed = self.loop.time() + SAY_AGAIN
+            log.warning("%d connections are open, as many as are allowed: more are refused", self.served)
+
     def forget(self, connection: "Connection") -> None:
         """Drop a connection that is lost."""
         self.connections.discard(connection)
@@ -374,11 +387,13 @@ class Connection(asyncio.Protocol):
         if server.served < server.max_connections:
             server.served += 1
             self.served = True
-        elif len(server.connections) > server.max_connections + OVERFLOW:
-            self.abort()
         else:
-            self._refuse(server.crowded)
-            self._write()
+            server.note_crowd()
+            if len(server.connections) > server.max_connections + server.overflow:
+                self.abort()
+            else:
+                self._refuse(server.crowded)
+                self._write()
         if server.draining:
             self.drain()
 

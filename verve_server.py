@@ -51,9 +51,6 @@ CRASHED = 70  # exit status of a worker after an error of ours (EX_SOFTWARE of s
 HANDSHAKE = 0.05  # seconds that a TCP handshake under way is given to end when the door closes
 MAX_KNOWN = 1000  # endpoints that are remembered
 OTHER_FILES = http1.OVERFLOW + outbound.ALL_CONNECTIONS + 64  # besides the connections that are served
-ACCEPTS = 16  # connections that are taken in one turn of the loop
-RETRY = 1.0  # seconds until connections are taken again when there was no file for one. asyncio 1 s
-SAY_AGAIN = 60.0  # seconds until the log says again that connections were refused, or could not be taken
 BACKLOG = 4096  # connections the kernel keeps while the loop is busy; it takes net.core.somaxconn if that is less
 
 log = logging.getLogger("verve")
@@ -213,55 +210,6 @@ def take_queued(sock: socket.socket) -> list[socket.socket]:
     return queued
 
 
-class Door:
-    """Takes connections from a listening socket, a few in each turn of the loop.
-
-    uvloop would take all that the kernel holds at once, and delay every request by what 4096 of them cost, 0.4 s. And
-    where there is no file left for one, libuv closes it unseen, or if it can't, tries again without a pause; here it
-    stays with the kernel for a moment, and the log says why. Costs a task for each connection.
-    """
-
-    def __init__(self, sock: socket.socket, server: http1.Server) -> None:
-        self._sock = sock
-        self._server = server
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[object]] = set()  # the loop itself keeps none
-        self._retry: asyncio.TimerHandle | None = None
-        self._quiet_until = 0.0  # loop time
-        self._open()
-
-    def _open(self) -> None:
-        self._loop.add_reader(self._sock, self._take)
-
-    def close(self) -> None:
-        """Take no more."""
-        self._loop.remove_reader(self._sock)
-        if self._retry is not None:
-            self._retry.cancel()
-
-    def _take(self) -> None:
-        for _ in range(ACCEPTS):
-            try:
-                sock, _ = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionError):  # none is left, or it left by itself
-                return
-            except OSError as error:
-                self._loop.remove_reader(self._sock)
-                self._retry = self._loop.call_later(RETRY, self._open)
-                if self._loop.time() >= self._quiet_until:
-                    self._quiet_until = self._loop.time() + SAY_AGAIN
-                    log.error("can't take connections: %s", error.strerror)
-                return
-            task = self._loop.create_task(self._loop.connect_accepted_socket(self._server, sock))
-            self._tasks.add(task)
-            task.add_done_callback(self._taken)
-
-    def _taken(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.debug("a connection was lost as it was taken: %r", task.exception())
-
-
 def url_of(sock: socket.socket) -> str:
     """Return the URL under which a listening socket is reached."""
     host, port = sock.getsockname()[:2]
@@ -305,15 +253,17 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         idle_timeout=config.idle_timeout,
         header_timeout=config.header_timeout,
         max_connections=config.max_connections,
+        overflow=max(0, min(http1.OVERFLOW, spare // 4)),
     )
     store.tell = server.give
+    door = sock.dup()
     listen(config, [sock])
-    door = Door(sock, server)
+    listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)
     webhook = open_webhook(config, store) if worker.number == 0 else None
     tell = teller(config, worker, webhook)
     timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll, tell))
     if config.workers == 1:
-        announce(config, store.place, sock)
+        announce(config, store.place, door)
     if worker.told is not None and not any(worker.told[:]):
         note_told(worker, store.window)
 
@@ -331,7 +281,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     if webhook:
         webhook.hurry()
     server.start_drain()
-    await close_door(server, door, sock)
+    await close_door(server, listener, door)
     patience = config.drain_timeout - min(2.0, config.drain_timeout / 3)  # the rest is for the reports
     cut = await server.drain(patience)
     if cut:
@@ -358,14 +308,14 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         log.warning("the store did not settle in time")
 
 
-async def close_door(server: http1.Server, door: Door, sock: socket.socket) -> None:
+async def close_door(server: http1.Server, listener: asyncio.Server, door: socket.socket) -> None:
     """Take no new connection, but every one that was made."""
-    refuse_new(sock)
+    refuse_new(door)
     await asyncio.sleep(HANDSHAKE)
-    door.close()
-    for queued in take_queued(sock):
+    for queued in take_queued(door):
         await asyncio.get_running_loop().connect_accepted_socket(server, queued)
-    sock.close()
+    listener.close()
+    door.close()
 
 
 async def try_store(config: settings.Settings) -> bool:
