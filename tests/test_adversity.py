@@ -1,10 +1,9 @@
-"""Broken days of the whole program: clocks that jump, disks that are full, restarts under load, receivers that attack.
+"""Broken days of the whole program: clocks that jump, a process that is suspended, receivers that attack.
 
 What single parts make of such things is tested with each of them; here it is the service as a user runs it, looked at
 from outside, and what its log may hold. Days on which Redis or the network break are in `soak.py` and `fleet.py`.
 """
 
-import asyncio
 import base64
 import contextlib
 import itertools
@@ -28,101 +27,6 @@ import trustme
 from receivers import Answer, Receiver
 
 ENGINE = next(iter(servers.ENGINES))
-
-NGINX = """
-daemon off;
-worker_processes 1;
-pid {folder}/pid;
-error_log {folder}/error.log warn;
-events {{ worker_connections 512; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  keepalive_requests 1000000;
-  upstream verve {{
-    server 127.0.0.1:{one} max_fails=0;
-    server 127.0.0.1:{other} max_fails=0;
-    keepalive 16;
-  }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://verve;
-      proxy_http_version 1.1;
-      proxy_set_header Connection "";
-      proxy_next_upstream error;
-    }}
-  }}
-}}
-"""
-
-
-@contextlib.contextmanager
-def nginx(folder: Path, one: int, other: int) -> Iterator[support.Address]:
-    """Run nginx before two ports; keep-alive on both sides, and GET is tried again as nginx does by itself."""
-    path = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    assert path, "no nginx: install it (apt-get install nginx-light)"
-    port = servers.free_port()
-    file = folder / "nginx.conf"
-    file.write_text(NGINX.format(folder=folder, port=port, one=one, other=other))
-    process = subprocess.Popen([path, "-c", str(file), "-e", str(folder / "error.log")], stdin=subprocess.DEVNULL)
-    try:
-        support.wait_for_port(port)
-        yield "127.0.0.1", port
-    finally:
-        process.terminate()
-        process.wait(support.DEADLINE)
-
-
-# Restarts
-
-
-def test_a_rolling_restart_behind_nginx_fails_no_request(tmp_path: Path) -> None:
-    ports = servers.free_port(), servers.free_port()
-
-    async def ask(address: support.Address, first: int, over: asyncio.Event) -> int:
-        caller = await fleet.call(address)
-        number = first
-        while not over.is_set():
-            answers = await caller.ask(range(number, number + 5))
-            assert answers == ["ok"] * 5, f"{answers}, {'closed' if caller.closed else 'open'}"
-            number += 5
-            await asyncio.sleep(0.005)
-        caller.close()
-        return number - first
-
-    async def load(address: support.Address, flags: list[str], instances: list[contextlib.ExitStack]) -> int:
-        over = asyncio.Event()
-        async with asyncio.TaskGroup() as group:
-            asking = [group.create_task(ask(address, index << 40, over)) for index in range(16)]
-            for turn in range(4):
-                await asyncio.sleep(0.3)
-                number = turn % 2
-                await asyncio.to_thread(instances[number].close)
-                program = support.verve(*flags, "--port", str(ports[number]))
-                await asyncio.to_thread(instances[number].enter_context, program)
-            await asyncio.sleep(0.3)
-            over.set()
-        return sum(task.result() for task in asking)
-
-    with servers.Redis(ENGINE) as server, contextlib.ExitStack() as stack:
-        flags = ["--redis-url", server.url, "--window", "86400"]
-        instances = [stack.enter_context(contextlib.ExitStack()) for _ in ports]
-        for instance, port in zip(instances, ports, strict=True):
-            instance.enter_context(support.verve(*flags, "--port", str(port)))
-        address = stack.enter_context(nginx(tmp_path, *ports))
-        sent = asyncio.run(load(address, flags, instances))
-        with server.client() as client:
-            (key,) = client.keys("verve:{*}:ids")
-            assert client.scard(key) == sent
-    troubles = (tmp_path / "error.log").read_text().splitlines()
-    assert troubles, "nginx never met an instance that was away"
-    unsafe = [line for line in troubles if "connect() failed (111: Connection refused)" not in line]
-    assert unsafe == [], "tried again though an instance may have had the request"
 
 
 # Clocks that are set
