@@ -88,9 +88,11 @@ class Answer:
     `wire[form]` is the whole response for a form: KEEP, KEEP_1_0 or CLOSE, plus HEAD for one without its body.
     """
 
-    __slots__ = ("_body", "_fields", "_line", "wire")
+    __slots__ = ("_body", "_fields", "_line", "given", "status", "wire")
 
     def __init__(self, status: int, reason: str, body: bytes, fields: dict[str, str]) -> None:
+        self.status = status
+        self.given = 0  # how often, besides those that Server.direct counts
         self._line = f"HTTP/1.1 {status} {reason}\r\n".encode("ascii")
         fields = {
             "Content-Type": "text/plain; charset=utf-8",
@@ -116,7 +118,7 @@ class Answers:
     """All answers of a server, rendered together."""
 
     def __init__(self) -> None:
-        self._all: list[Answer] = []
+        self.all: list[Answer] = []
         self._date = b""
 
     def add(self, status: int, reason: str, body: bytes, **fields: str) -> Answer:
@@ -124,7 +126,7 @@ class Answers:
         named = {name.replace("_", "-"): value for name, value in fields.items()}
         answer = Answer(status, reason, body, named)
         answer.render(self._date)
-        self._all.append(answer)
+        self.all.append(answer)
         return answer
 
     def refuse(self, status: int, reason: str, error: str, **fields: str) -> Answer:
@@ -134,7 +136,7 @@ class Answers:
     def render(self, now: float) -> None:
         """Render all with the Date of `now` (Unix seconds; RFC 9110, 6.6.1)."""
         self._date = f"Date: {formatdate(now, usegmt=True)}\r\n".encode("ascii")
-        for answer in self._all:
+        for answer in self.all:
             answer.render(self._date)
 
 
@@ -151,6 +153,7 @@ class Slot:
     def __call__(self, outcome: int) -> None:
         """Give the answer: the server's `outcomes[outcome]`. Never called from within `handle`."""
         self.answer = self.connection.server.outcomes[outcome]
+        self.answer.given += 1
         self.connection.flush()
 
 
@@ -192,6 +195,7 @@ class Server:
         self.answers = answers
         self.outcomes = outcomes
         self.kept: dict[int, bytes] = {}  # outcomes as written on a connection that is kept, as nearly all are
+        self.direct = [0] * (max(outcomes) + 1)  # answers given without an Answer at hand, by outcome
         self.idle_timeout = idle_timeout
         self.header_timeout = header_timeout
         self.max_connections = max_connections
@@ -238,9 +242,19 @@ class Server:
         self._expire(now)
         self._tick = self.loop.call_later(1 - wall % 1, self.tick)
 
+    def answered(self) -> dict[int, int]:
+        """Return how many requests were answered so far, by status: always the same ones, in order."""
+        given = dict.fromkeys(sorted(answer.status for answer in self.answers.all), 0)
+        for answer in self.answers.all:
+            given[answer.status] += answer.given
+        for outcome, answer in self.outcomes.items():
+            given[answer.status] += self.direct[outcome]
+        return given
+
     def give(self, slots: Sequence[Slot], outcome: int) -> None:
         """Fill many slots alike, and write what that lets each connection write, at once."""
         answer, wire = self.outcomes[outcome], self.kept[outcome]
+        answer.given += len(slots)
         several: set[Connection] = set()
         for slot in slots:
             connection = slot.connection
@@ -447,6 +461,7 @@ class Connection(asyncio.Protocol):
                     if outcome is None:
                         slots.append(self.lone)
                     elif self.transport is not None:
+                        server.direct[outcome] += 1
                         self.transport.write(server.kept[outcome])
                     return
         known = self._known
@@ -461,6 +476,7 @@ class Connection(asyncio.Protocol):
                     sizes = set(map(len, several))
                     outcome = server.add_all([*map(int, several)]) if min(sizes) and max(sizes) <= MAX_DIGITS else None
                     if outcome is not None:
+                        server.direct[outcome] += len(several)
                         out.extend([kept[outcome]] * len(several))  # one by one, for they are counted
                         pos += sum(map(len, several)) + around * len(several)
                         several = []
@@ -472,11 +488,13 @@ class Connection(asyncio.Protocol):
                     outcome = add(int(digits), slot)
                     if outcome is None:
                         slots.append(slot)
-                    elif slots:
-                        slot.answer = server.outcomes[outcome]
-                        slots.append(slot)
                     else:
-                        out.append(kept[outcome])
+                        server.direct[outcome] += 1
+                        if slots:
+                            slot.answer = server.outcomes[outcome]
+                            slots.append(slot)
+                        else:
+                            out.append(kept[outcome])
         while pos < len(data) and not self.ended:
             over = len(self._out) >= TURN or pos >= TURN_BYTES
             if over or self.blocked or len(slots) >= MAX_WAITING:
@@ -708,6 +726,7 @@ class Connection(asyncio.Protocol):
 
     def _give(self, answer: Answer, form: int) -> None:
         """Write an answer at the end of this read, or behind those that wait."""
+        answer.given += 1
         if self.slots:
             self.slots.append(Slot(self, form, answer))
         else:
