@@ -51,6 +51,7 @@ been stored. Until it is back, after 50 ms to 0.5 s each try, `add` says DOWN at
 """
 
 import asyncio
+import bisect
 import contextlib
 import gc
 import itertools
@@ -96,6 +97,12 @@ ARRIVAL = 1.0  # seconds to connect, and again to the first answer: with the wai
 HUSH = 1.0  # seconds for which Redis must have kept to what it last did for the log to follow it at once
 LEASE = 10.0  # seconds after which another instance delivers reports, when the one that did is silent
 ALIVE_EVERY = 1.0  # seconds after which an idle link is tried
+RECENT = 60  # closed windows that are remembered without Redis, for those who watch
+REFUSING = 5.0  # seconds after a refusal in which the store is said to take no ids; only an id can tell that it does
+
+# Upper bounds of what is counted in a `Histogram`.
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+SIZES = (1, 4, 16, 64, 256, 1024, 4096, MAX_BATCH)
 
 log = logging.getLogger("verve.store")
 
@@ -111,10 +118,51 @@ def tell_each(dones: Sequence[Done], outcome: int) -> None:
         done(outcome)
 
 
+class Histogram:
+    """How often a value was at most each of some bounds but none before, or above them all; and the values' sum."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def note(self, value: float, times: int = 1) -> None:
+        """Count a value."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+
 class Store(Protocol):
     """What counts ids, wherever it keeps them."""
 
     tell: Tell  # `tell_each`, or what knows a quicker way for what it gave `add`
+
+    # For those who watch it.
+    waits: Histogram  # seconds that ids waited, as long as the first of their batch
+    trips: Histogram  # seconds that a batch took
+    sizes: Histogram  # ids in a batch
+
+    @property
+    def new(self) -> int:
+        """Ids that this process stored and that were new in their window, since it was started."""
+
+    @property
+    def queued(self) -> int:
+        """Ids that wait."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why ids can't be stored, in words; "" if they can."""
+
+    @property
+    def warning(self) -> str:
+        """What is to be mended although they can."""
+
+    async def recent(self, most: int) -> list[tuple[int, int, int]] | None:
+        """Return start, length and count of the open window, then of the newest closed ones; `most` in all.
+
+        The counts are the fleet's. None if the store can't be asked.
+        """
 
     window: int  # start of the open window, Unix seconds
     seconds: int  # length of a window
@@ -177,11 +225,17 @@ class MemoryStore:
 
     place = "memory"
     tell: Tell = staticmethod(tell_each)
+    waits = trips = Histogram(SECONDS)  # nobody waits here
+    sizes = Histogram(SIZES)
+    queued = 0
+    obstacle = ""
 
     def __init__(self, seconds: int, max_ids: int, clock: Callable[[], float] = time.time) -> None:
         self.seconds = seconds
         self.max_ids = max_ids
         self.count = 0
+        self._before = 0  # ids of the windows before
+        self._recent: deque[tuple[int, int, int]] = deque(maxlen=RECENT)  # newest first
         self.window = self._start(clock())
         self._clock = clock
         self._ids = Ids()
@@ -213,6 +267,20 @@ class MemoryStore:
         self.count += new
         return STORED
 
+    @property
+    def new(self) -> int:
+        """Ids that were new in their window, since the process was started."""
+        return self._before + self.count
+
+    @property
+    def warning(self) -> str:
+        """Whether no further ids fit."""
+        return "the window holds as many ids as --max-ids allows" if self.count >= self.max_ids else ""
+
+    async def recent(self, most: int) -> list[tuple[int, int, int]]:
+        """Return the open window, then the newest closed ones."""
+        return [(self.window, self.seconds, self.count), *self._recent][:most]
+
     def remaining(self) -> float:
         """Return the seconds until the open window is over; negative if it is."""
         return self.window + self.seconds - self._clock()
@@ -224,14 +292,16 @@ class MemoryStore:
             return ()
         closed, count = self.window, self.count
         ids = self._ids
+        self._before += count
         self.window, self.count, self._ids = start, 0, Ids()
         ids.free(asyncio.get_running_loop())
         return self._closed(closed, count, start)
 
     def _closed(self, window: int, count: int, end: int) -> Iterator[tuple[int, int]]:
-        yield window, count
-        for empty in range(window + self.seconds, end, self.seconds):
-            yield empty, 0
+        for start in range(window, end, self.seconds):
+            self._recent.appendleft((start, self.seconds, count))
+            yield start, count
+            count = 0
 
     async def start(self, timeout: float) -> bool:
         """Nothing is waited for."""
@@ -533,6 +603,8 @@ class RedisStore:
         self.window = 0  # none until Redis has told its time
         self.count = 0
         self.tell: Tell = tell_each
+        self.waits, self.trips, self.sizes = Histogram(SECONDS), Histogram(SECONDS), Histogram(SIZES)
+        self.new = 0  # ids that were new in their window over the fleet
         self.up = False  # the link stands, and ids are taken
         self.why = ""  # in words, once it is not up
         self.evicting = ""  # the policy by which Redis may drop ids
@@ -567,6 +639,8 @@ class RedisStore:
         self._mark = ""  # what ARRIVE said on this connection
         self._refused = ""  # the error that batches are refused with, as logged
         self._hushed = 0.0  # loop time before which no other is
+        self._refused_at = 0.0  # loop time at which the last one was
+        self._under_way = 0  # ids in the batch that Redis has
         self._stopping = False
         self._connection: redis.asyncio.Connection
         self._wire: Wire
@@ -604,6 +678,47 @@ class RedisStore:
             self._rouse()
         self._counted.append((number, done, counted))
         return None
+
+    @property
+    def queued(self) -> int:
+        """Ids that wait for Redis."""
+        return len(self._numbers) + len(self._counted) + self._under_way
+
+    @property
+    def obstacle(self) -> str:
+        """Why ids can't be stored: Redis is away, or has refused some a moment ago."""
+        if not self.up:
+            return f"Redis is away: {self.why or 'not reached yet'}"
+        refusing = self._refused and self._loop.time() - self._refused_at < REFUSING
+        return f"Redis refuses ids: {self._refused}" if refusing else ""
+
+    @property
+    def warning(self) -> str:
+        """Whether Redis may lose ids."""
+        if not self.evicting:
+            return ""
+        return f"Redis may evict ids unseen: set its maxmemory-policy to noeviction (it is {self.evicting})"
+
+    async def recent(self, most: int) -> list[tuple[int, int, int]] | None:
+        """Return the open window, then those of the newest entries in the stream."""
+        window = self.window
+        newest = ("XREVRANGE", f"{self.prefix}:reports", "+", "-", "COUNT", str(most))
+        try:
+            entries, count = await self.query(newest, ("SCARD", self._key(window)))
+        except redis.RedisError:
+            return None
+        if isinstance(entries, redis.ResponseError):
+            return None
+        closed = []
+        for entry, fields in entries:
+            if report := read(fields):  # else it is not one of ours
+                closed.append((int(entry.partition(b"-")[0]) // 1000, report[1], report[2]))
+        if closed and closed[0][0] >= window:  # another instance closed it a moment ago
+            window = closed[0][0] + self.seconds
+            count = 0
+        if isinstance(count, redis.ResponseError):
+            return None
+        return [(window, self.seconds, count), *closed][:most]
 
     async def query(self, *commands: Command) -> list[Any]:
         """Send commands that count nothing; return their replies, errors among them. Raises RedisError if away."""
@@ -713,6 +828,7 @@ class RedisStore:
         self.up = False
         self.why = why
         dones = self._dones + [done for _, done, _ in self._counted]
+        self.waits.note(self._loop.time() - self._oldest(), len(dones))
         self._numbers, self._dones, self._counted = [], [], []
         asked, self._asked = self._asked, []
         queries, self._queries = self._queries, []
@@ -836,7 +952,8 @@ class RedisStore:
         if self._numbers:
             numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
             self._since = self._loop.time()  # later than they came, but never a deadline for those that come
-        window, refused, _ = await self._store(lambda key: sadd(key, numbers), deadline, dones)
+        window, refused, new = await self._store(lambda key: sadd(key, numbers), deadline, dones)
+        self.new += new or 0
         self._settle(numbers, dones, window, refused)
 
     async def _batch_counted(self) -> None:
@@ -850,6 +967,7 @@ class RedisStore:
         window, refused, counts = await self._store(
             lambda key: b"".join(self._connection.pack_command(*command, key, *numbers)), deadline, dones
         )
+        self.new += sum(counts[::2]) if counts else 0
         self._settle(numbers, dones, window, refused)
         if not refused:
             for (_, _, counted), new, count in zip(batch, counts[::2], counts[1::2], strict=True):
@@ -859,7 +977,7 @@ class RedisStore:
     def _settle(self, numbers: list[int], dones: list[Done], window: int, refused: str) -> None:
         """Note ids that are stored in `window`, or refused for a reason, and tell those who wait for them."""
         if refused:
-            now = self._loop.time()
+            now = self._refused_at = self._loop.time()
             news = advice_in(refused) != advice_in(self._refused) or not self._refused
             if news and now >= self._hushed:
                 log.error("Redis refuses ids, requests fail: %s", refused)
@@ -885,6 +1003,8 @@ class RedisStore:
         Return the window that they are in, "", and the reply; or the window tried last, and why Redis refuses them. On
         a failure of the link, tell `dones` so. The command stores all or nothing.
         """
+        sent = self._loop.time()
+        self._under_way = len(dones)
         try:
             while True:
                 self._turn()
@@ -911,6 +1031,12 @@ class RedisStore:
         except BaseException:
             self.tell(dones, LOST)
             raise
+        finally:
+            now = self._loop.time()
+            self._under_way = 0
+            self.sizes.note(len(dones))
+            self.trips.note(now - sent)
+            self.waits.note(now - deadline + self.timeout, len(dones))
 
     def _opening(self, window: int) -> tuple[Command, Command]:
         """Return what goes before and behind the first command that stores ids in a window."""
@@ -1033,6 +1159,7 @@ class Outbox:
     def __init__(self, store: RedisStore) -> None:
         self._store = store
         self._stream, self._lease = f"{store.prefix}:reports", f"{store.prefix}:webhook"
+        self._first = f"{self._lease}:first"  # key of the time from which on windows are reported
         self._token = f"{random.getrandbits(128):032x}"
         self._entry = ""
         self._why = ""  # in words, if Redis does not let us
@@ -1057,9 +1184,10 @@ class Outbox:
         """Return id and fields of the first entry that is not delivered; "" if there is none."""
         begin = f"{max(0, 1000 * self._store.first - 1)}-0"  # not "$": if the stream was lost, all in it is new
         create = ("XGROUP", "CREATE", self._stream, "webhook", begin, "MKSTREAM")
+        first = ("SET", self._first, str(self._store.first), "NX")
         for position in ("0", ">"):  # taken before, but not delivered; then new ones
             take = ("XREADGROUP", "GROUP", "webhook", "all", "COUNT", "1", "STREAMS", self._stream, position)
-            created, found = await self._store.query(create, take)
+            created, _, found = await self._store.query(create, first, take)
             if isinstance(found, redis.ResponseError):
                 self._note(created if code_of(found) == "NOGROUP" else found)
                 raise found
@@ -1092,6 +1220,33 @@ class Outbox:
         """Note that what `next` returned is delivered; if that fails, it will be delivered again."""
         with contextlib.suppress(redis.RedisError):
             await self._store.query(("XACK", self._stream, "webhook", self._entry))
+
+    async def delivered(self) -> Callable[[int], bool | None] | None:
+        """Return what tells whether the report of a window, by its start, is delivered.
+
+        That says None of a window that was closed before there was a webhook. None if Redis can't be asked.
+        """
+        try:
+            groups, pending, first = await self._store.query(
+                ("XINFO", "GROUPS", self._stream),
+                ("XPENDING", self._stream, "webhook", "-", "+", str(RECENT)),
+                ("GET", self._first),
+            )
+        except redis.RedisError:
+            return None
+        if isinstance(groups, redis.ResponseError) or isinstance(pending, redis.ResponseError):
+            return lambda start: None  # there is no group yet, or we may not look
+        found = [dict(zip(group[::2], group[1::2], strict=True)) for group in groups]
+        (last,) = [group[b"last-delivered-id"] for group in found if group[b"name"] == b"webhook"]
+        taken = {entry for entry, *_ in pending}
+        newest, begin = int(last.partition(b"-")[0]), int(first) if isinstance(first, bytes) else 0
+
+        def tell(start: int) -> bool | None:
+            if start < begin:
+                return None
+            return 1000 * start <= newest and b"%d000-0" % start not in taken
+
+        return tell
 
     async def settle(self) -> None:
         """What is not delivered stays in the stream, for another instance or another day."""

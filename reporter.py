@@ -117,6 +117,9 @@ class Outbox(Protocol):
     async def done(self) -> None:
         """Note that it is delivered."""
 
+    async def delivered(self) -> Callable[[int], bool | None] | None:
+        """Return what tells whether a window's report is delivered (None: it is not to be); None if that is unknown."""
+
     async def settle(self) -> None:
         """Wait until all is delivered that nobody else would."""
 
@@ -157,6 +160,11 @@ class MemoryOutbox:
             self._some.clear()
             self._none.set()
 
+    async def delivered(self) -> Callable[[int], bool | None]:
+        """Return what tells whether the report of a window, by its start, is delivered."""
+        waiting = {report.window for report in self._reports}
+        return lambda start: iso(start) not in waiting
+
     async def settle(self) -> None:
         """Wait until there are none."""
         await self._none.wait()
@@ -176,6 +184,8 @@ class Webhook:
         self.secret = secret
         self.prefix = prefix
         self.outbox = outbox
+        self.outcomes: Counter[str] = Counter()  # of attempts: "delivered", "failed"
+        self.why = ""  # the last one failed, if it did
         self._client = outbound.Client(outbound.Guard(everything=True))
         self._hurry = asyncio.Event()  # no time is left for long waits
         self._attempt = asyncio.Lock()  # held while one is under way
@@ -196,6 +206,8 @@ class Webhook:
         while await self.outbox.keep():
             async with self._attempt:
                 why, wait = await self._send(report)
+                self.why = why
+                self.outcomes["failed" if why else "delivered"] += 1
                 if not why:
                     await self.outbox.done()
             if not why:
