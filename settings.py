@@ -14,8 +14,6 @@ trust it, and never look at the environment. What is wrong is told in one line o
 or the variable, then what was expected, then what was given; exit status 2. Values that may hold a password
 (the URLs, the secret) are never told, nor shown by `repr`. URLs are split by the grammar of RFC 3986 and not
 by urllib, which drops tabs and newlines and reads brackets differently from one Python to the next.
-
-What is not built yet stands in `NOT_YET`: read and checked as ever, marked in the help, refused when given.
 """
 
 import argparse
@@ -32,7 +30,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote
 
-__all__ = ["NOT_YET", "VERSION", "Settings", "load"]
+__all__ = ["VERSION", "Settings", "load"]
 
 VERSION = "1.0.0"  # the one place; CHANGELOG.md tells what it brought
 DAY = 86400  # seconds; the longest window and the longest time-out
@@ -310,11 +308,6 @@ class Settings:
     )
 
 
-# Field: the value that asks nothing of it, and what to do meanwhile. Whoever builds it deletes its line.
-NOT_YET: Mapping[str, tuple[object, str]] = {
-    "admin": (None, "leave it out, or say off"),
-}
-
 ABOUT = "Counts distinct integer ids per window of time, exactly, and tells the number. Defaults in [brackets]."
 RULES = (
     "Each flag is an environment variable too: --key-prefix is VERVE_KEY_PREFIX. The flag wins. An empty "
@@ -350,7 +343,7 @@ def unexpected(word: str) -> str:
     return f"unknown flag {shown(name)}; " + (f"did you mean {near[0]}?" if near else "--help lists all")
 
 
-def make_parser(not_yet: Mapping[str, object]) -> Parser:
+def make_parser() -> Parser:
     width = max(40, min(shutil.get_terminal_size().columns, 100)) - 2
     fill = partial(textwrap.fill, width=width, break_on_hyphens=False)
     parser = Parser(
@@ -366,8 +359,7 @@ def make_parser(not_yet: Mapping[str, object]) -> Parser:
     for setting in fields(Settings):
         about: Flag = setting.metadata["flag"]
         plain = f"{setting.default:g}s" if about.metavar == "SECONDS" else setting.default
-        mark = "(not built yet) " if setting.name in not_yet else ""
-        text = f"{mark}{about.help} [{about.default or plain}]"
+        text = f"{about.help} [{about.default or plain}]"
         if about.group not in groups:
             groups[about.group] = parser.add_argument_group(about.group)
         groups[about.group].add_argument(flag_name(setting.name), metavar=about.metavar, help=text)
@@ -393,18 +385,13 @@ def find(name: str, from_flag: Any, environ: Mapping[str, str]) -> tuple[str, st
     return variable, environ.get(variable) or None
 
 
-def load(
-    argv: Sequence[str] | None = None,
-    environ: Mapping[str, str] | None = None,
-    *,
-    not_yet: Mapping[str, tuple[object, str]] = NOT_YET,
-) -> Settings:
+def load(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Read the command line (without the program's name) and the environment.
 
     Raises SystemExit: 2 after one line on stderr if anything is wrong, 0 after --help or --version on stdout.
     """
     environ = os.environ if environ is None else environ
-    parser = make_parser(not_yet)
+    parser = make_parser()
     given, rest = parser.parse_known_args(argv)
     if rest:
         parser.error(unexpected(rest[0]))
@@ -422,9 +409,6 @@ def load(
             parser.error(f"{source}: expected {error}, got {actual}")
         sources[setting.name] = source
 
-    for name, (harmless, instead) in not_yet.items():
-        if values.get(name, harmless) != harmless:
-            parser.error(f"{sources[name]}: not built yet; {instead}")
     settings = Settings(**values)
     if settings.workers > 1 and settings.redis_url is None:
         parser.error(f"{sources['workers']}: more than 1 needs --redis-url, so that they count together")

@@ -33,10 +33,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import uvloop
 
+import admin
 import dedup
 import http1
 import outbound
@@ -50,7 +53,7 @@ UNUSABLE = 1  # exit status of a process that can't work with what it was told
 CRASHED = 70  # exit status of a worker after an error of ours (EX_SOFTWARE of sysexits.h)
 HANDSHAKE = 0.05  # seconds that a TCP handshake under way is given to end when the door closes
 MAX_KNOWN = 1000  # endpoints that are remembered
-OTHER_FILES = http1.OVERFLOW + outbound.ALL_CONNECTIONS + 64  # besides the connections that are served
+OTHER_FILES = http1.OVERFLOW + outbound.ALL_CONNECTIONS + admin.CONNECTIONS + 64  # besides those that are served
 BACKLOG = 4096  # connections the kernel keeps while the loop is busy; it takes net.core.somaxconn if that is less
 
 log = logging.getLogger("verve")
@@ -224,6 +227,8 @@ class Worker:
     parent: int = -1  # end of a pipe that closes when the parent dies
     told: mmap.mmap | None = None  # shared memory: start of the first window whose count is not told yet
     patience: float = STORE_WAIT  # seconds that the store is waited for before the first request is taken
+    board: admin.Board | None = None  # shared memory: what all workers have done
+    admin: socket.socket | None = None  # the operators' listener, of the first
 
 
 async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) -> None:
@@ -236,7 +241,6 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         loop.add_reader(worker.parent, on_orphaned, worker.parent, stop)
 
     store = open_store(config, worker)
-    await store.start(worker.patience)
     answers = http1.Answers()
     spare = raise_file_limit() - config.max_connections
     client = outbound.Client(
@@ -256,18 +260,38 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         overflow=max(0, min(http1.OVERFLOW, spare // 4)),
     )
     store.tell = server.give
+    webhook = open_webhook(config, store) if worker.number == 0 else None
+    work = []
+    if worker.board is not None:
+        row = admin.Row(worker.board, worker.number)
+        numbers = partial(samples, store, server, callbacks, client, webhook)
+        work.append(asyncio.create_task(beat(row, numbers)))
+        if worker.admin is not None:
+            view = admin.View(
+                settings.VERSION,
+                store.place,
+                worker.board,
+                row,
+                config.request_timeout,
+                numbers,
+                troubles=lambda: ["stopping"] if stop.done() else [store.obstacle] if store.obstacle else [],
+                warnings=lambda: [store.warning] if store.warning else [],
+                windows=partial(recent, store, webhook),
+                webhook=None if webhook is None else lambda: webhook.why,
+            )
+            work.append(asyncio.create_task(admin.Admin(view).serve(worker.admin)))
+    await store.start(worker.patience)
     door = sock.dup()
     listen(config, [sock])
     listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)
-    webhook = open_webhook(config, store) if worker.number == 0 else None
     tell = teller(config, worker, webhook)
     timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll, tell))
     if config.workers == 1:
-        announce(config, store.place, door)
+        announce(config, store.place, door, worker.admin)
     if worker.told is not None and not any(worker.told[:]):
         note_told(worker, store.window)
 
-    work = [timer, asyncio.create_task(store.failure())]
+    work += [timer, asyncio.create_task(store.failure())]
     if webhook:
         work.append(asyncio.create_task(webhook.run()))
     await asyncio.wait([stop, *work], return_when=asyncio.FIRST_COMPLETED)
@@ -316,6 +340,74 @@ async def close_door(server: http1.Server, listener: asyncio.Server, door: socke
         await asyncio.get_running_loop().connect_accepted_socket(server, queued)
     listener.close()
     door.close()
+
+
+async def beat(row: admin.Row, count: Callable[[], dict[str, float]]) -> None:
+    """Keep what is known of a worker up to date, for ever."""
+    while True:
+        row.write(count())
+        await asyncio.sleep(admin.BEAT)
+
+
+def samples(
+    store: dedup.Store,
+    server: http1.Server,
+    callbacks: reporter.Callbacks,
+    client: outbound.Client,
+    webhook: reporter.Webhook | None,
+) -> dict[str, float]:
+    """Return this process's numbers under the names of `admin.METRICS`, always the same ones in the same order."""
+    answered = server.answered()
+    waits = store.waits.counts
+    at_once = sum(answered.values()) - sum(waits)
+    deliveries = webhook.outcomes if webhook else {}
+    return {
+        **{f'verve_requests_total{{status="{status}"}}': count for status, count in answered.items()},
+        **histogram("verve_request_duration_seconds", store.waits, [waits[0] + at_once, *waits[1:]]),
+        "verve_waiting_requests": store.queued,
+        "verve_connections": server.served,
+        'verve_ids_total{result="new"}': store.new,
+        'verve_ids_total{result="duplicate"}': answered[200] - store.new,
+        **histogram("verve_batch_ids", store.sizes, store.sizes.counts),
+        **histogram("verve_batch_duration_seconds", store.trips, store.trips.counts),
+        **{
+            f'verve_callbacks_total{{outcome="{outcome}"}}': callbacks.outcomes[outcome]
+            for outcome in ("delivered", "failed", "refused", "dropped")
+        },
+        "verve_waiting_callbacks": client.pending,
+        **{
+            f'verve_webhook_deliveries_total{{outcome="{outcome}"}}': deliveries.get(outcome, 0)
+            for outcome in ("delivered", "failed")
+        },
+        "verve_store_up": not store.obstacle,
+    }
+
+
+def histogram(name: str, of: dedup.Histogram, counts: list[int]) -> dict[str, float]:
+    """Return a histogram with `counts` as Prometheus has it: each bucket holds what is in those below it, too."""
+    bounds = [*(f"{bound:g}" for bound in of.bounds), "+Inf"]
+    sums = list(accumulate(counts))
+    buckets = {f'{name}_bucket{{le="{bound}"}}': float(sum_) for bound, sum_ in zip(bounds, sums, strict=True)}
+    return {**buckets, f"{name}_sum": of.sum, f"{name}_count": sums[-1]}
+
+
+async def recent(store: dedup.Store, webhook: reporter.Webhook | None) -> list[dict[str, Any]] | None:
+    """Return the last windows, newest first, and whether the webhook has each; None if the store can't be asked."""
+    windows = await store.recent(admin.WINDOWS)
+    delivered = await webhook.outbox.delivered() if webhook else lambda start: None
+    if windows is None or delivered is None:
+        return None
+    open_window = windows[0][0]
+    return [
+        {
+            "window": reporter.iso(start),
+            "seconds": seconds,
+            "count": count,
+            "final": start != open_window,
+            "delivered": delivered(start) if start != open_window or webhook is None else False,
+        }
+        for start, seconds, count in windows
+    ]
 
 
 async def try_store(config: settings.Settings) -> bool:
@@ -369,8 +461,10 @@ def note_told(worker: Worker, start: int) -> None:
         worker.told[:] = start.to_bytes(len(worker.told), "little")
 
 
-def announce(config: settings.Settings, place: str, sock: socket.socket) -> None:
+def announce(config: settings.Settings, place: str, sock: socket.socket, operators: socket.socket | None) -> None:
     """Say where the instance listens, where it counts, and whom it tells."""
+    if operators is not None:
+        log.info("for operators: %s", url_of(operators))
     sinks = ["the log"]
     if config.redis_url:
         sinks.append(f"the stream {config.key_prefix}:reports")
@@ -431,11 +525,15 @@ class Parent:
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)  # to be blocked by whoever runs it
 
-    def __init__(self, config: settings.Settings, socks: list[socket.socket], patience: float) -> None:
-        """`patience` is how long a worker waits for its store, in seconds."""
+    def __init__(
+        self, config: settings.Settings, socks: list[socket.socket], operators: socket.socket | None, patience: float
+    ) -> None:
+        """`operators` is the first worker's; `patience` is how long a worker waits for its store, in seconds."""
         self.config = config
         self.patience = patience
         self.socks = socks
+        self.operators = operators
+        self.board = admin.Board(config.workers) if operators is not None else None
         self.workers: dict[int, tuple[int, float]] = {}  # pid: number, start
         self.due: dict[int, float] = dict.fromkeys(range(config.workers), 0.0)  # number: when to start it
         self.delays: dict[int, float] = {}  # number: backoff
@@ -457,7 +555,7 @@ class Parent:
                 for pid in self.workers:
                     os.kill(pid, signal.SIGKILL if stopping else signal.SIGTERM)
                 stopping = True
-                for sock in self.socks:
+                for sock in [*self.socks, *([self.operators] if self.operators else [])]:
                     sock.close()
             if self.reap(stopping) and not stopping:
                 for pid in self.workers:
@@ -478,8 +576,13 @@ class Parent:
             for other, sock in enumerate(self.socks):
                 if other != number:
                     sock.close()
+            operators = self.operators
+            if number and operators is not None:
+                operators.close()
+                operators = None
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            status = run(self.config, self.socks[number], Worker(number, self.pipe[0], self.told, self.patience))
+            worker = Worker(number, self.pipe[0], self.told, self.patience, self.board, operators)
+            status = run(self.config, self.socks[number], worker)
         except BaseException:
             log.exception("worker %d failed", number)
         finally:
@@ -545,6 +648,15 @@ def main() -> int:
         reporter.log_to(config.log_file, config.log_format, config.log_level)
         what = f"listen on {config.host} port {config.port}"
         socks = bind(config.host, config.port, config.workers)
+        operators = None
+        with contextlib.ExitStack() as on_error:
+            for sock in socks:
+                on_error.enter_context(sock)
+            if config.admin is not None:
+                what = "listen on {} port {} (--admin)".format(*config.admin)
+                (operators,) = bind(*config.admin, 1)
+                operators.listen(admin.CONNECTIONS)
+            on_error.pop_all()
     except OSError as error:
         print(f"verve_server.py: can't {what}: {error.strerror}", file=sys.stderr)
         return UNUSABLE
@@ -554,7 +666,8 @@ def main() -> int:
             log.warning("open files are limited to %d: at most %d connections are served", limit, most)
         config = replace(config, max_connections=min(most, config.max_connections))
     if config.workers == 1:
-        return run(config, socks[0], Worker())
+        board = admin.Board(1) if operators is not None else None
+        return run(config, socks[0], Worker(board=board, admin=operators))
     signal.pthread_sigmask(signal.SIG_BLOCK, Parent.signals)
     try:
         ready = asyncio.run(try_store(config))
@@ -562,8 +675,8 @@ def main() -> int:
     except (dedup.StoreError, Unusable) as error:
         log.error("%s", error)
         return UNUSABLE
-    announce(config, dedup.place(config.redis_url or ""), socks[0])
-    return Parent(config, socks, STORE_WAIT if ready else 0).run()
+    announce(config, dedup.place(config.redis_url or ""), socks[0], operators)
+    return Parent(config, socks, operators, STORE_WAIT if ready else 0).run()
 
 
 if __name__ == "__main__":

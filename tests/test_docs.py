@@ -16,10 +16,13 @@ import receivers
 import servers
 import support
 from support import ROOT
+from test_admin import watched
+from test_workers import wait_until
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECRET = "whsec_" + "c2l4dGVlbiB0aW1lcyBvciBzbywgbm8gbW9yZSE="
-SENT = "SELECT INFO PING EVAL SADD EXPIRE XRANGE XREVRANGE XADD XGROUP XREADGROUP XACK"  # commands, by dedup.py
+# Commands that dedup.py sends.
+SENT = "SELECT INFO PING EVAL SADD EXPIRE XRANGE XREVRANGE XADD XGROUP XREADGROUP XACK SCARD SET GET XINFO XPENDING"
 
 needs_redis_cli = pytest.mark.skipif(
     not shutil.which("redis-cli"), reason="redis-cli is not installed: apt-get install redis-tools"
@@ -157,13 +160,14 @@ def test_a_redis_user_needs_no_more_than_it_says(engine: str, tmp_path: Path) ->
         assert shell(example("docs/operations.md", "sh", "ACL SETUSER"), server, tmp_path) == "OK\n"
         url = f"redis://verve:a-password@127.0.0.1:{server.port}/1"
         flags = ("--redis-url", url, "--window", "1", "--report-url", receiver.url, "--callback-allow", "127.0.0.0/8")
-        with support.verve(*flags) as program:
+        with watched(*flags) as (program, operators):
             with support.Client(program.address) as client:
                 endpoint = f"&endpoint={receiver.url}/seen"
                 assert client.ask(support.get(f"{support.PATH}?id=1{endpoint}")).status == 200
             count(program, 2)
             receiver.wait_until(lambda requests: {"GET", "POST"} <= {each.method for each in requests}, "both")
             receiver.wait_until(lambda requests: len(requests) >= 3, "a second report")
+            wait_until(lambda: any(window["delivered"] for window in operators.windows()))
         assert not any("NOPERM" in line or " WARNING " in line or " ERROR " in line for line in program.log.all)
 
 

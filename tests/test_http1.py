@@ -1773,6 +1773,8 @@ def test_drain_over_a_socket() -> None:
             assert [reply.closes for reply in replies(rest(peer))] == [False, True]
             peer.close()
         assert given.result(GUARD) == 0
+        answered = wire.server.answered()
+        assert (answered[200], answered[400]) == (3, 6)
 
 
 # Expect: 100-continue (RFC 9110, 10.1.1)

@@ -206,19 +206,19 @@ def variable(name: str) -> str:
     return "VERVE_" + name.upper()
 
 
-def load(*argv: str, env: Mapping[str, str] | None = None, not_yet: Any = None) -> settings.Settings:
-    """Load as if everything were built, with nothing of this process's own environment."""
-    return settings.load(argv, env or {}, not_yet=not_yet or {})
+def load(*argv: str, env: Mapping[str, str] | None = None) -> settings.Settings:
+    """Load with nothing of this process's own environment."""
+    return settings.load(argv, env or {})
 
 
 class Refusals:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
 
-    def __call__(self, *argv: str, env: Mapping[str, str] | None = None, not_yet: Any = None) -> str:
+    def __call__(self, *argv: str, env: Mapping[str, str] | None = None) -> str:
         """The message of a load that is refused: one line after the program's name, and status 2."""
         with pytest.raises(SystemExit) as stop:
-            load(*argv, env=env, not_yet=not_yet)
+            load(*argv, env=env)
         out, err = self.capsys.readouterr()
         assert stop.value.code == 2
         assert out == ""
@@ -248,13 +248,12 @@ def test_the_tables_here_know_every_setting() -> None:
 
 def test_defaults() -> None:
     assert dataclasses.asdict(load()) == {name: value for name, (value, _) in DEFAULTS.items()}
-    assert settings.load([], {}) == load()  # a fresh start is not refused for what is not built yet
 
 
 def test_the_process_is_the_default_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["verve_server.py", "--port", "81"])
     monkeypatch.setenv("VERVE_WINDOW", "10")
-    loaded = settings.load(not_yet={})
+    loaded = settings.load()
     assert (loaded.port, loaded.window) == (81, 10)
 
 
@@ -398,29 +397,6 @@ def test_a_secret_needs_a_url(refused: Refusals) -> None:
     assert refused(env={"VERVE_REPORT_SECRET": BASE64}).startswith("VERVE_REPORT_SECRET: needs --report-url")
 
 
-# What asks something of a setting, and what asks nothing.
-ASKING = {
-    "workers": ("2", "1"),
-    "admin": ("127.0.0.1:8081", "off"),
-    "redis_url": ("redis://h", ""),
-    "report_url": ("http://h/", ""),
-    "report_secret": (BASE64, ""),
-    "callback_method": ("POST", "GET"),
-    "callback_allow": ("10.0.0.0/8", ""),
-}
-
-
-@pytest.mark.parametrize("name", settings.NOT_YET)
-def test_what_is_not_built_yet_is_refused(refused: Refusals, name: str) -> None:
-    text, harmless = ASKING[name]
-    not_yet = settings.NOT_YET
-    assert refused(flag(name), text, not_yet=not_yet).startswith(f"{flag(name)}: not built yet; leave it out")
-    from_environment = refused(env={variable(name): text}, not_yet=not_yet)
-    assert from_environment.startswith(f"{variable(name)}: not built yet; leave it out")
-    assert refused(flag(name), "\x01", not_yet=not_yet).startswith(f"{flag(name)}: expected ")
-    assert load(flag(name), harmless, not_yet=not_yet) == load(flag(name), harmless)
-
-
 def render_help(capsys: pytest.CaptureFixture[str], **given: Any) -> str:
     with pytest.raises(SystemExit) as stop:
         load("--help", **given)
@@ -435,11 +411,10 @@ def test_help_lists_every_flag_with_its_default(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    text = render_help(capsys, not_yet={"window": (60, "")}, env={"VERVE_PORT": "a bad one is no matter"})
+    text = render_help(capsys, env={"VERVE_PORT": "a bad one is no matter"})
     entries = {entry.split()[0]: " ".join(entry.split()) for entry in re.split(r"\n  (?=--)|\n\n", text)}
     for name, (_, default) in DEFAULTS.items():
         assert entries[flag(name)].endswith(f"[{default}]")
-        assert ("(not built yet)" in entries[flag(name)]) == (name == "window")
     prose = " ".join(text.split())
     assert f"verve {settings.VERSION}" in prose
     assert "VERVE_KEY_PREFIX" in prose

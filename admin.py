@@ -1,0 +1,367 @@
+"""The operators' listener: is it alive, can it take requests, what has it done, and a page that shows it.
+
+It has a port of its own, so that the public one has nothing that a client should not see, and so that it answers while
+the other drains. Whoever asks is a scraper, a load balancer or a person: a handful of requests a second. So it is a
+small HTTP/1.1 server on asyncio's streams, strict and bounded, that answers one GET or HEAD and closes the connection;
+the reading in `http1`, which is built for speed, is not shared.
+
+The numbers. Each worker counts in plain integers of its own, where it happens; nothing here is called for a request.
+Once a second (BEAT) it writes all of them into its row of the `Board`, memory that the workers of an instance share.
+The first worker, which has the listener, adds up the rows when it is asked. No lock is needed: each row has one writer,
+and each number is eight bytes, aligned, so that it is seen before or after a change, but never amid one. Numbers of
+different times may stand beside each other, a second apart. A worker that replaces another goes on from the counters
+in its row, so a counter never goes back while the instance lives; at most its last second is lost with a process that
+died. A row that was not written for MISSING seconds is a worker that is gone or stuck: the instance is not ready then,
+since the kernel goes on handing it connections.
+
+What is shown comes as plain values and callables, a `View`. The windows are asked of the store at most once a second,
+however many look on; if it gives no answer in time, the last that was known is shown, and said to be that.
+
+The page, `admin.html`, is one document that asks for nothing but `/state`, the JSON of all that it shows. Its
+Content-Security-Policy names its own style and script by their hashes and allows nothing else; all text goes in as
+text, never as HTML.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import mmap
+import re
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+MAX_HEAD: Final = 8 * 1024  # bytes of a request's head: 431 beyond
+CONNECTIONS: Final = 32  # at a time; more are closed unanswered
+PATIENCE: Final = 5.0  # seconds for a request to arrive, and again for its answer to be taken
+LINGER: Final = 1.0  # seconds after the answer for the peer to close; a close with unread bytes would destroy it
+BEAT: Final = 1.0  # seconds between two writings of a worker's numbers, and between two looks at the windows
+MISSING: Final = 3.0  # seconds without one after which a worker is missing
+ROW: Final = 512  # numbers that a worker can write
+WINDOWS: Final = 60  # that are shown, with the open one
+
+# A metric's name: its type, and what it says.
+METRICS: Final = {
+    "verve_requests_total": ("counter", "Requests answered, by status."),
+    "verve_request_duration_seconds": (
+        "histogram",
+        "Seconds that requests waited for the store: 0 for those answered without it, the wait of the first of the "
+        "batch for the others. So their number is exact, and the time an upper bound while at most 10,000 wait.",
+    ),
+    "verve_waiting_requests": ("gauge", "Requests that wait for the store now."),
+    "verve_connections": ("gauge", "Open client connections."),
+    "verve_ids_total": ("counter", "Ids answered ok: new in their window over the fleet, or duplicates."),
+    "verve_batch_ids": ("histogram", "Ids in one round trip to Redis."),
+    "verve_batch_duration_seconds": ("histogram", "Seconds that a round trip to Redis took, for one batch of ids."),
+    "verve_callbacks_total": ("counter", "Callbacks to endpoints that requests named, by outcome."),
+    "verve_waiting_callbacks": ("gauge", "Callbacks that wait or are under way."),
+    "verve_webhook_deliveries_total": ("counter", "Attempts of this instance to deliver a report, by outcome."),
+    "verve_store_up": ("gauge", "1 if every worker can store ids, 0 if one can't."),
+    "verve_workers": ("gauge", "Workers that are alive and at work."),
+    "verve_webhook_waiting_reports": ("gauge", "Closed windows, of those shown, that the webhook does not have yet."),
+    "verve_window_ids": ("gauge", "Distinct ids in the open window so far, over the fleet."),
+    "verve_last_window_ids": ("gauge", "Distinct ids in the newest closed window, over the fleet."),
+    "verve_last_window_end_timestamp_seconds": ("gauge", "Unix time at which the newest closed window ended."),
+    "verve_start_time_seconds": ("gauge", "Unix time at which the instance was started."),
+    "verve_build_info": ("gauge", "Always 1; the version stands in the label."),
+}
+
+_line = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (/[!-~]*) HTTP/1\.([01])\r\n").match  # RFC 9112, 3
+_fields = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*\r\n").fullmatch
+_hosts = re.compile(rb"^host:[ \t]*[!-~]+[ \t]*\r$", re.IGNORECASE | re.MULTILINE).findall
+
+
+class Board:
+    """The numbers of all workers of an instance, in memory that they share if it is made before they are forked."""
+
+    def __init__(self, workers: int) -> None:
+        self.started = time.time()
+        self.rows = [memoryview(mmap.mmap(-1, ROW * 8)).cast("d") for _ in range(workers)]
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the workers that are not at work."""
+        now = time.monotonic()  # of the machine, the same in all processes
+        return [number for number, row in enumerate(self.rows) if now - row[0] > MISSING]
+
+    def total(self, names: list[str]) -> dict[str, float]:
+        """Return the sum over all workers of what each wrote under a name; of what says whether it is well, the least.
+
+        `names` are those of one `Row.write`, in its order.
+        """
+        columns = zip(*(row[1 : len(names) + 1] for row in self.rows), strict=True)
+        return {
+            name: min(column) if name == "verve_store_up" else sum(column)
+            for name, column in zip(names, columns, strict=True)
+        }
+
+
+class Row:
+    """What one worker writes on a board: when it last did, and its numbers. Counters go on from its predecessor's."""
+
+    def __init__(self, board: Board, number: int) -> None:
+        self._cells = board.rows[number]
+        self._before = self._cells.tolist()
+
+    def write(self, samples: Mapping[str, float]) -> None:
+        """Write a worker's numbers; `samples` have the same names in the same order every time, at most ROW - 1."""
+        for at, (name, value) in enumerate(samples.items(), 1):
+            kind = METRICS.get(name.partition("{")[0], ("",))[0]  # "" for a part of a histogram
+            self._cells[at] = value if kind == "gauge" else self._before[at] + value
+        self._cells[0] = time.monotonic()
+
+
+def render(samples: Mapping[str, float]) -> bytes:
+    """Return numbers as Prometheus's text format has them; those of one metric stand together."""
+    lines = []
+    last = ""
+    for name, value in samples.items():
+        metric = name.partition("{")[0]
+        if metric not in METRICS:
+            metric = metric.rpartition("_")[0]  # _bucket, _sum or _count of a histogram
+        if metric != last:
+            kind, text = METRICS[metric]
+            lines += [f"# HELP {metric} {text}", f"# TYPE {metric} {kind}"]
+            last = metric
+        lines.append(f"{name} {value:.15g}")
+    return "\n".join([*lines, ""]).encode("ascii")
+
+
+@dataclass(frozen=True)
+class View:
+    """What there is to see of an instance, from its first worker."""
+
+    version: str
+    place: str  # where the ids are, in words
+    board: Board
+    row: Row  # of the worker that answers
+    timeout: float  # seconds that the store is waited for
+    samples: Callable[[], dict[str, float]]  # that worker's numbers
+    troubles: Callable[[], list[str]]  # why it can't take requests, in words
+    warnings: Callable[[], list[str]]  # what is to be mended although it can
+    windows: Callable[[], Awaitable[list[dict[str, Any]] | None]]  # newest first; None if the store can't be asked
+    webhook: Callable[[], str] | None  # why it did not take the last report, or ""; None if there is none
+
+
+class Answer(NamedTuple):
+    """A response."""
+
+    status: str
+    body: bytes
+    kind: str = "text/plain; charset=utf-8"
+    fields: str = ""  # further header lines
+
+
+class Admin:
+    """Answers what operators ask. Nothing is kept between two requests but the windows, for a second."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.pages: dict[str, Callable[[], Awaitable[Answer]]] = {
+            "/": self.page,
+            "/healthz": self.healthz,
+            "/readyz": self.readyz,
+            "/metrics": self.metrics,
+            "/windows": self.windows,
+            "/state": self.state,
+        }
+        self._windows: list[dict[str, Any]] = []  # as they were when last seen
+        self._fresh = False  # the last look succeeded
+        self._looked = 0.0  # when that was, monotonic
+        self._looking = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each connection
+
+    # The pages
+
+    async def page(self) -> Answer:
+        return Answer("200 OK", PAGE, "text/html; charset=utf-8", f"Content-Security-Policy: {POLICY}\r\n")
+
+    async def healthz(self) -> Answer:
+        return Answer("200 OK", b"alive\n")
+
+    async def readyz(self) -> Answer:
+        troubles = self.troubles()
+        first = ["not ready" if troubles else "ready"]
+        lines = first + troubles + [f"warning: {warning}" for warning in self.view.warnings()]
+        return Answer("503 Service Unavailable" if troubles else "200 OK", "\n".join([*lines, ""]).encode("utf-8"))
+
+    async def metrics(self) -> Answer:
+        samples = self.samples()
+        await self.look()
+        if self._windows:
+            samples["verve_webhook_waiting_reports"] = len(self.waiting())
+        if self._fresh:  # what is not known to be so now is left out
+            samples["verve_window_ids"] = self._windows[0]["count"]
+            if closed := self._windows[1:]:
+                samples["verve_last_window_ids"] = closed[0]["count"]
+                samples["verve_last_window_end_timestamp_seconds"] = end_of(closed[0])
+        samples["verve_start_time_seconds"] = self.view.board.started
+        samples[f'verve_build_info{{version="{self.view.version}"}}'] = 1
+        return Answer("200 OK", render(samples), "text/plain; version=0.0.4; charset=utf-8")
+
+    async def windows(self) -> Answer:
+        await self.look()
+        body = json.dumps(self._windows).encode("ascii") + b"\n"
+        if self._fresh:
+            return Answer("200 OK", body, "application/json")
+        why = "Verve-Error: the store can't be asked, these windows are the last that were known\r\n"
+        return Answer("503 Service Unavailable", body, "application/json", why)
+
+    async def state(self) -> Answer:
+        await self.look()
+        samples = self.samples()
+        answered = {name[-5:-2]: value for name, value in samples.items() if name.startswith("verve_requests_total{")}
+        state = {
+            "version": self.view.version,
+            "place": self.view.place,
+            "started": self.view.board.started,
+            "time": time.time(),
+            "troubles": self.troubles(),
+            "warnings": self.view.warnings(),
+            "store_up": bool(samples["verve_store_up"]),
+            "webhook": self.webhook(),
+            "requests": sum(answered.values()),
+            "refused": sum(value for status, value in answered.items() if status < "500" and status != "200"),
+            "failed": sum(value for status, value in answered.items() if status >= "500"),
+            "connections": samples["verve_connections"],
+            "fresh": self._fresh,
+            "windows": self._windows,
+        }
+        return Answer("200 OK", json.dumps(state).encode("ascii"), "application/json")
+
+    # What they are made of
+
+    def troubles(self) -> list[str]:
+        """Return why the instance can't take requests, in words."""
+        samples, board = self.samples(), self.view.board
+        missing = [f"worker {number + 1} of {len(board.rows)} is missing" for number in board.missing()]
+        troubles = self.view.troubles()
+        if not (troubles or missing or samples["verve_store_up"]):
+            troubles = ["a worker can't reach the store"]
+        return troubles + missing
+
+    def samples(self) -> dict[str, float]:
+        """Return the numbers over all workers, those of this one as they are now."""
+        own = self.view.samples()
+        self.view.row.write(own)
+        board = self.view.board
+        return board.total([*own]) | {"verve_workers": len(board.rows) - len(board.missing())}
+
+    async def look(self) -> None:
+        """Bring the windows up to date, unless that was done within the last second."""
+        async with self._looking:
+            if time.monotonic() - self._looked < BEAT:
+                return
+            found = None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.view.timeout):
+                    found = await self.view.windows()
+            self._fresh = found is not None
+            if found is not None:
+                self._windows = found
+            self._looked = time.monotonic()
+
+    def waiting(self) -> list[str]:
+        """Return the closed windows whose report the webhook does not have yet, newest first."""
+        return [window["window"] for window in self._windows if window["final"] and window["delivered"] is False]
+
+    def webhook(self) -> str:
+        """Return how the webhook does, in words."""
+        if self.view.webhook is None:
+            return "none"
+        count, why = len(self.waiting()), self.view.webhook()
+        if not count:
+            told = any(window["delivered"] for window in self._windows)
+            return "has every report" if told else "no report for it yet"
+        return f"{count} report{'s' if count > 1 else ''} to deliver" + (f", last attempt: {why}" if why else "")
+
+    # The server
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Answer on a listening socket until cancelled."""
+        server = await asyncio.start_server(self._accept, sock=sock, limit=MAX_HEAD - 4)  # before its end
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            server.close()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= CONNECTIONS:
+            writer.transport.abort()
+            return
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request."""
+        try:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                async with asyncio.timeout(PATIENCE):
+                    try:
+                        head = await reader.readuntil(b"\r\n\r\n")
+                    except asyncio.LimitOverrunError:
+                        head = b""
+                answer = await self.answer(head) if head else Answer("431 Request Header Fields Too Large", b"")
+                async with asyncio.timeout(PATIENCE):
+                    writer.write(wire(answer, head.startswith(b"HEAD ")))
+                    await writer.drain()
+                    writer.write_eof()
+                async with asyncio.timeout(LINGER):
+                    while await reader.read(MAX_HEAD):
+                        pass
+        finally:
+            writer.transport.abort()
+
+    async def answer(self, head: bytes) -> Answer:
+        """Return the answer to a request whose whole head is given."""
+        line = _line(head)
+        if line is None or not _fields(head, line.end()):
+            return Answer("400 Bad Request", b"the request is not well-formed HTTP/1.1\n")
+        if len(_hosts(head)) != 1 and line[3] == b"1":
+            return Answer("400 Bad Request", b"expected exactly one Host\n")
+        page = self.pages.get(line[2].partition(b"?")[0].decode("ascii"))
+        if page is None:
+            return Answer("404 Not Found", "expected one of {}\n".format(" ".join(self.pages)).encode("ascii"))
+        if line[1] not in (b"GET", b"HEAD"):
+            return Answer("405 Method Not Allowed", b"expected GET or HEAD\n", fields="Allow: GET, HEAD\r\n")
+        return await page()
+
+
+def wire(answer: Answer, head_only: bool) -> bytes:
+    """Return a response as it is sent."""
+    head = (
+        f"HTTP/1.1 {answer.status}\r\n"
+        f"Content-Type: {answer.kind}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n"
+        f"{answer.fields}"
+        "Cache-Control: no-store\r\n"
+        "X-Content-Type-Options: nosniff\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + (b"" if head_only else answer.body)
+
+
+def end_of(window: Mapping[str, Any]) -> float:
+    """Return the Unix time at which a window ends."""
+    return datetime.fromisoformat(window["window"]).timestamp() + float(window["seconds"])
+
+
+PAGE: Final = Path(__file__).with_name("admin.html").read_bytes()
+
+
+def allowed(tag: str) -> str:
+    """Return the hash by which a Content-Security-Policy names the text of the page's only element of a kind."""
+    text = PAGE.partition(f"<{tag}>".encode())[2].partition(f"</{tag}>".encode())[0]
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode('ascii')}'"
+
+
+POLICY: Final = (
+    f"default-src 'none'; connect-src 'self'; style-src {allowed('style')}; script-src {allowed('script')}; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
