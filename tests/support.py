@@ -13,6 +13,7 @@ started, and a log that holds a traceback or a warning fails the test that made 
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, NamedTuple, Self, TypeVar
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER = ROOT / "verve_server.py"
@@ -133,6 +136,12 @@ class Program:
         if self.process.poll() is None:
             self.process.kill()
         self.wait()
+
+
+def need(tool: str, package: str) -> None:
+    """Fail, and say what to install, where a tool is missing: a test that is skipped hides what was not tried."""
+    if shutil.which(tool) is None:
+        pytest.fail(f"{tool} is not installed: apt-get install {package}", pytrace=False)
 
 
 def command(*flags: str) -> list[str]:

@@ -33,7 +33,7 @@ import settings
 
 DAY = ("--window", "86400")
 CONNECTIONS = 8  # of the load
-needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed: apt-get install nginx")
+needs_nginx = pytest.mark.usefixtures("nginx_there")
 
 
 @pytest.fixture
@@ -166,6 +166,11 @@ class Load:
                 lambda: self._errors or all(self.last[f"127.0.0.1:{port}"] >= 100 for port in ports), support.DEADLINE
             )
             assert done, self.last
+
+
+@pytest.fixture
+def nginx_there() -> None:
+    support.need("nginx", "nginx-light")
 
 
 @needs_nginx

@@ -24,9 +24,12 @@ SECRET = "whsec_" + "c2l4dGVlbiB0aW1lcyBvciBzbywgbm8gbW9yZSE="
 # Commands that dedup.py sends.
 SENT = "SELECT INFO PING EVAL SADD EXPIRE XRANGE XREVRANGE XADD XGROUP XREADGROUP XACK SCARD SET GET XINFO XPENDING"
 
-needs_redis_cli = pytest.mark.skipif(
-    not shutil.which("redis-cli"), reason="redis-cli is not installed: apt-get install redis-tools"
-)
+needs_redis_cli = pytest.mark.usefixtures("redis_cli_there")
+
+
+@pytest.fixture
+def redis_cli_there() -> None:
+    support.need("redis-cli", "redis-tools")
 
 
 @pytest.fixture

@@ -1112,10 +1112,10 @@ def test_the_clock_of_redis_is_set(server: servers.Redis) -> None:
 
 
 @last_engine
-@pytest.mark.skipif(not shutil.which("faketime"), reason="needs faketime")
 @pytest.mark.parametrize("error", ["+1h", "-400d"])
 def test_a_program_whose_clock_is_wrong(server: servers.Redis, error: str) -> None:
     flags = "--redis-url", server.url, "--window", "1"
+    support.need("faketime", "faketime")
     # `faketime` itself stays between: it would get the signals. So its variables are set without it.
     environ = subprocess.run(["faketime", "-f", error, "env"], capture_output=True, text=True, check=True).stdout
     fake = "env", *re.findall("^(?:LD_PRELOAD|FAKETIME)=.*", environ, re.MULTILINE)

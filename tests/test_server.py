@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -348,8 +347,8 @@ def test_keep_alive_of_http_1_0_as_ab_asks_for_it() -> None:
         assert_partial(program, 101)
 
 
-@pytest.mark.skipif(shutil.which("ab") is None, reason="ab is not installed; the test above does the same")
 def test_ab() -> None:
+    support.need("ab", "apache2-utils")
     with verve(*DAY) as program:
         for flags in (["-k"], []):
             result = subprocess.run(
