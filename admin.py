@@ -105,6 +105,7 @@ class Row:
     """What one worker writes on a board: when it last did, and its numbers. Counters go on from its predecessor's."""
 
     def __init__(self, board: Board, number: int) -> None:
+        self.board = board
         self._cells = board.rows[number]
         self._before = self._cells.tolist()
 
@@ -138,7 +139,6 @@ class View:
 
     version: str
     place: str  # where the ids are, in words
-    board: Board
     row: Row  # of the worker that answers
     timeout: float  # seconds that the store is waited for
     samples: Callable[[], dict[str, float]]  # that worker's numbers
@@ -200,7 +200,7 @@ class Admin:
             if closed := self._windows[1:]:
                 samples["verve_last_window_ids"] = closed[0]["count"]
                 samples["verve_last_window_end_timestamp_seconds"] = end_of(closed[0])
-        samples["verve_start_time_seconds"] = self.view.board.started
+        samples["verve_start_time_seconds"] = self.view.row.board.started
         samples[f'verve_build_info{{version="{self.view.version}"}}'] = 1
         return Answer("200 OK", render(samples), "text/plain; version=0.0.4; charset=utf-8")
 
@@ -219,7 +219,7 @@ class Admin:
         state = {
             "version": self.view.version,
             "place": self.view.place,
-            "started": self.view.board.started,
+            "started": self.view.row.board.started,
             "time": time.time(),
             "troubles": self.troubles(),
             "warnings": self.view.warnings(),
@@ -238,7 +238,7 @@ class Admin:
 
     def troubles(self) -> list[str]:
         """Return why the instance can't take requests, in words."""
-        samples, board = self.samples(), self.view.board
+        samples, board = self.samples(), self.view.row.board
         missing = [f"worker {number + 1} of {len(board.rows)} is missing" for number in board.missing()]
         troubles = self.view.troubles()
         if not (troubles or missing or samples["verve_store_up"]):
@@ -249,7 +249,7 @@ class Admin:
         """Return the numbers over all workers, those of this one as they are now."""
         own = self.view.samples()
         self.view.row.write(own)
-        board = self.view.board
+        board = self.view.row.board
         return board.total([*own]) | {"verve_workers": len(board.rows) - len(board.missing())}
 
     async def look(self) -> None:

@@ -262,25 +262,24 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     store.tell = server.give
     webhook = open_webhook(config, store) if worker.number == 0 else None
     work = []
-    if worker.board is not None:
-        row = admin.Row(worker.board, worker.number)
-        numbers = partial(samples, store, server, callbacks, client, webhook)
-        work.append(asyncio.create_task(beat(row, numbers)))
-        if worker.admin is not None:
-            view = admin.View(
-                settings.VERSION,
-                store.place,
-                worker.board,
-                row,
-                config.request_timeout,
-                numbers,
-                troubles=lambda: ["stopping"] if stop.done() else [store.obstacle] if store.obstacle else [],
-                warnings=lambda: [store.warning] if store.warning else [],
-                windows=partial(recent, store, webhook),
-                webhook=None if webhook is None else lambda: webhook.why,
-            )
-            work.append(asyncio.create_task(admin.Admin(view).serve(worker.admin)))
+    row = None if worker.board is None else admin.Row(worker.board, worker.number)
+    numbers = partial(samples, store, server, callbacks, client, webhook)
+    if row is not None and worker.admin is not None:
+        view = admin.View(
+            settings.VERSION,
+            store.place,
+            row,
+            config.request_timeout,
+            numbers,
+            troubles=lambda: ["stopping"] if stop.done() else [store.obstacle] if store.obstacle else [],
+            warnings=lambda: [store.warning] if store.warning else [],
+            windows=partial(recent, store, webhook),
+            webhook=None if webhook is None else lambda: webhook.why,
+        )
+        work.append(asyncio.create_task(admin.Admin(view).serve(worker.admin)))
     await store.start(worker.patience)
+    if row is not None:  # not before: it would say for a second that the store is away
+        work.append(asyncio.create_task(beat(row, numbers)))
     door = sock.dup()
     listen(config, [sock])
     listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)
