@@ -62,6 +62,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import Any, Final, Protocol, cast
 
 import redis
@@ -101,7 +102,8 @@ RECENT = 60  # closed windows that are remembered without Redis, for those who w
 REFUSING = 5.0  # seconds after a refusal in which the store is said to take no ids; only an id can tell that it does
 
 # Upper bounds of what is counted in a `Histogram`.
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+TRIPS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
+WAITS = TRIPS[TRIPS.index(0.0025) :]  # taken from the loop's time, which goes by milliseconds
 SIZES = (1, 4, 16, 64, 256, 1024, 4096, MAX_BATCH)
 
 log = logging.getLogger("verve.store")
@@ -208,6 +210,17 @@ class Ids:
         gc.collect(1)  # the young garbage, lest it be frozen too
         gc.freeze()
 
+    def add(self, numbers: Iterable[int]) -> int:
+        """Add ids; return how many were not there."""
+        shards, modulus = self.shards, SHARDS
+        new = 0
+        for number in numbers:
+            ids = shards[number % modulus]
+            if number not in ids:
+                ids.add(number)
+                new += 1
+        return new
+
     def free(self, loop: asyncio.AbstractEventLoop) -> None:
         """Free the ids, a few sets at a time."""
         self.shards = []
@@ -225,7 +238,7 @@ class MemoryStore:
 
     place = "memory"
     tell: Tell = staticmethod(tell_each)
-    waits = trips = Histogram(SECONDS)  # nobody waits here
+    waits, trips = Histogram(WAITS), Histogram(TRIPS)  # nobody waits here
     sizes = Histogram(SIZES)
     queued = 0
     obstacle = ""
@@ -257,14 +270,7 @@ class MemoryStore:
         """Put many ids into the open window: STORED, or None if some might not fit."""
         if self.count + len(numbers) > self.max_ids:
             return None
-        shards, modulus = self._ids.shards, SHARDS
-        new = 0
-        for number in numbers:
-            ids = shards[number % modulus]
-            if number not in ids:
-                ids.add(number)
-                new += 1
-        self.count += new
+        self.count += self._ids.add(numbers)
         return STORED
 
     @property
@@ -603,7 +609,7 @@ class RedisStore:
         self.window = 0  # none until Redis has told its time
         self.count = 0
         self.tell: Tell = tell_each
-        self.waits, self.trips, self.sizes = Histogram(SECONDS), Histogram(SECONDS), Histogram(SIZES)
+        self.waits, self.trips, self.sizes = Histogram(WAITS), Histogram(TRIPS), Histogram(SIZES)
         self.new = 0  # ids that were new in their window over the fleet
         self.up = False  # the link stands, and ids are taken
         self.why = ""  # in words, once it is not up
@@ -637,8 +643,9 @@ class RedisStore:
         self._offset = 0.0  # Redis's time less this process's monotonic time
         self._opened = False  # OPEN was sent for the window, on this connection
         self._mark = ""  # what ARRIVE said on this connection
-        self._refused = ""  # the error that batches are refused with, as logged
-        self._hushed = 0.0  # loop time before which no other is
+        self._refused = ""  # the error that the last batch was refused with, if it was
+        self._logged = ""  # the same, as the log had it last
+        self._hushed = 0.0  # loop time before which it has no other
         self._refused_at = 0.0  # loop time at which the last one was
         self._under_way = 0  # ids in the batch that Redis has
         self._stopping = False
@@ -784,7 +791,7 @@ class RedisStore:
         if start is None:
             start = int(self.now() // self.seconds) * self.seconds
         if start > self.window:
-            if self.count:
+            if self.count or self._under_way:
                 self._past.append((self.window, self._ids))
             self.window, self.count, self._opened = start, 0, False
             self._ids = Ids()
@@ -978,23 +985,21 @@ class RedisStore:
         """Note ids that are stored in `window`, or refused for a reason, and tell those who wait for them."""
         if refused:
             now = self._refused_at = self._loop.time()
-            news = advice_in(refused) != advice_in(self._refused) or not self._refused
+            news = advice_in(refused) != advice_in(self._logged) or not self._logged
+            self._refused = refused
             if news and now >= self._hushed:
                 log.error("Redis refuses ids, requests fail: %s", refused)
-                self._refused, self._hushed = refused, now + HUSH
+                self._logged, self._hushed = refused, now + HUSH
         else:
-            if self._refused:
+            self._refused = ""
+            if self._logged:
                 log.warning("Redis takes ids again")
-                self._refused = ""
-            if window == self.window and self.count < self.max_ids:
-                shards, modulus = self._ids.shards, SHARDS
-                new = 0
-                for number in numbers:
-                    ids = shards[number % modulus]
-                    if number not in ids:
-                        ids.add(number)
-                        new += 1
-                self.count += new
+                self._logged = ""
+            if window != self.window:  # that ended while the batch was under way
+                for ids in [ids for past, ids in self._past if past == window]:
+                    ids.add(numbers)
+            elif self.count < self.max_ids:
+                self.count += self._ids.add(numbers)
         self.tell(dones, REFUSED if refused else STORED)
 
     async def _store(self, pack: Callable[[str], bytes], deadline: float, dones: list[Done]) -> tuple[int, str, Any]:
@@ -1003,7 +1008,7 @@ class RedisStore:
         Return the window that they are in, "", and the reply; or the window tried last, and why Redis refuses them. On
         a failure of the link, tell `dones` so. The command stores all or nothing.
         """
-        sent = self._loop.time()
+        sent = perf_counter()  # the loop's time goes by milliseconds
         self._under_way = len(dones)
         try:
             while True:
@@ -1032,11 +1037,10 @@ class RedisStore:
             self.tell(dones, LOST)
             raise
         finally:
-            now = self._loop.time()
             self._under_way = 0
             self.sizes.note(len(dones))
-            self.trips.note(now - sent)
-            self.waits.note(now - deadline + self.timeout, len(dones))
+            self.trips.note(perf_counter() - sent)
+            self.waits.note(self._loop.time() - deadline + self.timeout, len(dones))
 
     def _opening(self, window: int) -> tuple[Command, Command]:
         """Return what goes before and behind the first command that stores ids in a window."""

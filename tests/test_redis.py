@@ -509,6 +509,33 @@ def test_a_link_cut_before_the_command(server: servers.Redis, proxy: servers.Pro
     play(test())
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_batch_under_way_over_the_end_of_its_window_is_brought_back(
+    server: servers.Redis, proxy: servers.Proxy, before: int
+) -> None:
+    async def test() -> None:
+        async with opened(proxy.url, seconds=window_with(1)) as store:
+            await stored(store, *range(before))
+            window = store.window
+            proxy.stall()
+            batch = [add(store, number) for number in (100, 101)]
+            await until(lambda: len(ids(server)) == before + 2)
+            await until(lambda: store.now() > window + store.seconds)
+            async with telling(store) as told:
+                await until(lambda: store.window > window)
+                proxy.refuse = True
+                proxy.set_plan("before_command")  # the roll that comes after the batch
+                proxy.flow()
+                assert {*await asyncio.gather(*batch)} == {dedup.STORED}
+                await until(proxy.done.is_set)
+                ask(server, "FLUSHALL")
+                proxy.refuse = False
+                await until(lambda: window in told)
+                assert told[window] == before + 2
+
+    play(test())
+
+
 @pytest.mark.parametrize("plan", ["before_reply", "inside_reply"])
 def test_a_link_cut_after_the_command(server: servers.Redis, proxy: servers.Proxy, plan: str) -> None:
     async def test() -> None:
