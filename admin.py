@@ -90,15 +90,17 @@ class Board:
         return [number for number, row in enumerate(self.rows) if now - row[0] > MISSING]
 
     def total(self, names: list[str]) -> dict[str, float]:
-        """Return the sum over all workers of what each wrote under a name; of what says whether it is well, the least.
+        """Return the sum over all workers of what each wrote under a name; of what is now, not from those missing.
 
         `names` are those of one `Row.write`, in its order.
         """
-        columns = zip(*(row[1 : len(names) + 1] for row in self.rows), strict=True)
-        return {
-            name: min(column) if name == "verve_store_up" else sum(column)
-            for name, column in zip(names, columns, strict=True)
-        }
+        missing = self.missing()
+        total = dict.fromkeys(names, 0.0)
+        for number, row in enumerate(self.rows):
+            for name, value in zip(names, row[1 : len(names) + 1], strict=True):
+                gauge = METRICS.get(name, ("",))[0] == "gauge"
+                total[name] += 0.0 if gauge and number in missing else value
+        return total | {"verve_store_up": float(total["verve_store_up"] == len(self.rows))}
 
 
 class Row:
@@ -259,7 +261,7 @@ class Admin:
                 return
             found = None
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.view.timeout):
+                async with asyncio.timeout(min(self.view.timeout, BEAT)):
                     found = await self.view.windows()
             self._fresh = found is not None
             if found is not None:
@@ -301,7 +303,8 @@ class Admin:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
         try:
-            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+            # RuntimeError: uvloop's, for a peer that has reset the connection
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, RuntimeError):
                 async with asyncio.timeout(PATIENCE):
                     try:
                         head = await reader.readuntil(b"\r\n\r\n")

@@ -820,7 +820,8 @@ class Connection(asyncio.Protocol):
             else:
                 self.abort()
         elif self.slots:
-            self.deadline = now + self.server.idle_timeout  # the store has its own deadline
+            # The store has its own deadline; a request that is not whole yet keeps the one it has.
+            self.deadline = self._due if self._head or self._body else now + self.server.idle_timeout
         elif self._head or self._body:
             self._refuse(self.server.too_slow)
             self._write()

@@ -223,6 +223,7 @@ class Webhook:
             while wait > 0:
                 await self._wait(min(wait, NAP))
                 if not await self.outbox.keep():
+                    self.why = ""  # another delivers, and knows
                     return
                 wait = 0.0 if self._hurry.is_set() else wait - NAP
 

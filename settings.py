@@ -412,6 +412,8 @@ def load(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     settings = Settings(**values)
     if settings.workers > 1 and settings.redis_url is None:
         parser.error(f"{sources['workers']}: more than 1 needs --redis-url, so that they count together")
+    if settings.admin == (settings.host, settings.port) and settings.port:
+        parser.error(f"--admin: expected another address than --host and --port have, got {settings.port} for both")
     if settings.report_secret is not None and settings.report_url is None:
         parser.error(f"{sources['report_secret']}: needs --report-url, whose reports it signs")
     return settings

@@ -227,6 +227,14 @@ def test_a_port_that_is_taken_is_said_in_one_line(server: servers.Redis, count: 
         )
 
 
+def test_one_port_is_not_for_both() -> None:
+    ended = support.run("--port", "8081", "--admin", "127.0.0.1:8081")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "verve_server.py: --admin: expected another address than --host and --port have, got 8081 for both\n"
+    )
+
+
 def test_off_is_off() -> None:
     with support.verve() as program:
         assert not [line for line in program.log.all if "operators" in line]
@@ -280,6 +288,30 @@ def test_a_redis_that_refuses_ids_is_not_one_to_send_requests_to(server: servers
             wait_until(lambda: operators.ready()[0] == 200)  # nobody sends a request that could tell it
             assert client.ask(support.accept(2)).status == 200
             assert operators.ready() == (200, ["ready"])
+
+
+def test_a_redis_that_refuses_again_at_once_is_told_of(server: servers.Redis) -> None:
+    with watched("--redis-url", server.url) as (program, operators), support.Client(program.address) as client:
+        for number, (memory, status) in enumerate([(1, 503), (0, 200), (1, 503)]):  # the log is hushed by the third
+            server.client().config_set("maxmemory", memory)
+            assert client.ask(support.accept(number)).status == status
+            assert operators.ready()[0] == status
+        assert operators.numbers()["verve_store_up"] == 0
+
+
+def test_who_resets_the_connection_harms_nobody(server: servers.Redis) -> None:
+    with watched("--redis-url", server.url) as (program, operators):
+        server.freeze()  # so that the answer is not there yet
+        peers = [socket.create_connection(operators.address) for _ in range(10)]
+        for peer in peers:
+            peer.sendall(b"GET /windows HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert operators.ask("/healthz").status == 200  # so those were read
+        for peer in peers:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            peer.close()
+        server.thaw()
+        wait_until(lambda: operators.ready()[0] == 200)
+        assert program.stop() == 0  # and a traceback in the log fails the test
 
 
 def not_ready(operators: Operators) -> bool:
