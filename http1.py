@@ -24,9 +24,11 @@ a moment (LINGER), since a close with unread bytes would reset the connection an
 Everything is bounded: the head, the body, the answers that wait (then the rest of the read is put by in
 `unread`, and reading pauses until they are given), the bytes that a client does not take (the transport says so,
 and reading pauses), and what is done for a client at a time: one read may bring ten thousand requests, 0.1 s of work,
-so after TURN of them the rest is put by too, and those who wait for another turn have it one after the other, a few
-in each turn of the loop. Deadlines are a time in each connection and one sweep a second over all of them: never
-early, late by a second at most. The same tick renders every answer with the new Date.
+so after TURN of them the rest is put by too, and those who wait for another turn have it one after the other, for a
+millisecond in each turn of the loop. As long as somebody waits for one, others have only the first request of what
+they send answered at once, and what is longer than a turn waits whole: a thousand who send without end would take half
+a second for each to have the first. Deadlines are a time in each connection and one sweep a second over all of them:
+never early, late by a second at most. The same tick renders every answer with the new Date.
 """
 
 import asyncio
@@ -53,8 +55,8 @@ MAX_CHUNK_FRAMING = 6  # raw bytes for each byte of content: a body in chunks of
 MAX_DIGITS = 18  # of a number that fits 64 bits whatever they are
 MAX_WAITING = 64  # answers one connection may have waiting before reading pauses
 TURN = 32  # answers given to what one connection sent, before others have their turn; of plain requests four times
-TURN_BYTES = 16 * 1024  # of its bytes, likewise: 2,700 chunks of one byte take 0.7 ms
-TURNS = 4  # connections that go on with what was put by, in one turn of the loop: some 1 ms
+TURN_BYTES = 16 * 1024  # of its bytes, likewise: 2,700 chunks of one byte take 1.7 ms
+TURNS = 0.001  # seconds of one turn of the loop in which connections go on with what was put by
 MAX_KNOWN = 4 * 1024  # bytes of `known`, which an idle connection keeps twice
 LINGER = 2.0  # seconds a peer's bytes are thrown away after the last answer. nginx 5 s
 QUIET = 1.0  # seconds without a request after which a draining server closes a connection
@@ -205,7 +207,8 @@ class Server:
         self.served = 0  # connections within the cap
         self.draining = False
         self._clock = clock
-        self._queue: deque[Connection] = deque()  # those with requests put by for a turn to come
+        self.waiting: deque[Connection] = deque()  # those with requests put by for a turn to come
+        self._turning = False  # there is one to come
         self._hushed = 0.0  # loop time until which no more is said of connections that are refused
         self._tick: asyncio.TimerHandle | None = None
         self._quiet: asyncio.TimerHandle | None = None
@@ -269,16 +272,21 @@ class Server:
 
     def queue(self, connection: "Connection") -> None:
         """Have a connection whose turn is over go on in a later turn of the loop, behind those that wait for one."""
-        if not self._queue:
-            self.loop.call_soon(self._go_on)
-        self._queue.append(connection)
+        self.waiting.append(connection)
+        if not self._turning:
+            self._turning = True
+            self.loop.call_soon(self._turn)
 
-    def _go_on(self) -> None:
-        connections = [self._queue.popleft() for _ in range(min(TURNS, len(self._queue)))]
-        if self._queue:
-            self.loop.call_soon(self._go_on)
-        for connection in connections:
-            connection.go_on()
+    def _turn(self) -> None:
+        self._turning = bool(self.waiting)
+        if not self._turning:
+            return
+        self.loop.call_soon(self._turn)
+        until = time.perf_counter() + TURNS
+        for _ in range(len(self.waiting)):
+            self.waiting.popleft().go_on()
+            if time.perf_counter() > until:
+                break
 
     def start_drain(self) -> None:
         """From now on have each connection's next answer be its last, and close those on which no request comes."""
@@ -445,10 +453,16 @@ class Connection(asyncio.Protocol):
             return
         server = self.server
         slots = self.slots
-        pos = 0
+        turn = TURN
         if self._unread:
             data = self._unread + data
             self._unread = b""
+        elif server.waiting:
+            if len(data) > TURN_BYTES:
+                self._put_by(data)
+                return
+            turn = 1
+        pos = 0
         if self._head or self._body:
             pos = self._read_on(data)
         else:
@@ -470,8 +484,8 @@ class Connection(asyncio.Protocol):
             if end > 0:
                 start = pos + server.plain_size
                 add, kept, out, around = server.add, server.kept, self._out, self._around
-                several = data[start:end].split(self._between, 4 * TURN)
-                del several[4 * TURN :]  # which is the rest, and not digits alone
+                several = data[start:end].split(self._between, 4 * turn)
+                del several[4 * turn :]  # which is the rest, and not digits alone
                 if len(several) > 1 and not slots and b"".join(several).isdigit():  # half of what one by one takes
                     sizes = set(map(len, several))
                     outcome = server.add_all([*map(int, several)]) if min(sizes) and max(sizes) <= MAX_DIGITS else None
@@ -496,13 +510,9 @@ class Connection(asyncio.Protocol):
                         else:
                             out.append(kept[outcome])
         while pos < len(data) and not self.ended:
-            over = len(self._out) >= TURN or pos >= TURN_BYTES
+            over = len(self._out) >= turn or pos >= TURN_BYTES
             if over or self.blocked or len(slots) >= MAX_WAITING:
-                self._unread = data[pos:]
-                self._pause()
-                if over and not self._queued:
-                    self._queued = True
-                    server.queue(self)
+                self._put_by(data[pos:], over)
                 break
             pos = self._read_body(data, pos) if self._body else self._read_head(data, pos, 0)
         self._write()
@@ -763,6 +773,14 @@ class Connection(asyncio.Protocol):
         if self.transport is not None and not self.transport.is_closing():
             self._paused = True
             self.transport.pause_reading()
+
+    def _put_by(self, rest: bytes, over: bool = True) -> None:
+        """Leave the rest of a read for later: for another turn if this one is over, else until less waits."""
+        self._unread = rest
+        self._pause()
+        if over and not self._queued:
+            self._queued = True
+            self.server.queue(self)
 
     def _resume(self) -> None:
         """Go on with what was put by, then with reading, unless too much waits again."""

@@ -486,14 +486,49 @@ def test_a_body_of_many_chunks_takes_turns_with_others() -> None:
 
 def test_many_that_want_turns_have_them_in_order() -> None:
     with Memory() as memory:
-        peers = [memory.connect() for _ in range(3 * http1.TURNS)]
+        peers = [memory.connect() for _ in range(12)]
         for peer in peers:
             peer.send(get(b"x") * 3 * http1.TURN)
-        while memory.server._queue:
+        said = [len(replies(peer.sent)) for peer in peers]
+        assert said == [http1.TURN] + [1] * 11  # who comes when others wait has his first answered, and waits
+        while memory.server.waiting:
             memory.advance()
-            said = [len(peer.sent) for peer in peers]
-            assert max(said) <= min(said) + 6 * len(peers[0].sent)
-        assert [len(replies(peer.sent)) for peer in peers] == [3 * http1.TURN] * len(peers)
+            said = [len(replies(peer.sent)) for peer in peers]
+            assert max(said) <= min(said) + 2 * http1.TURN
+        assert said == [3 * http1.TURN] * len(peers)
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", get(1)[:20], chunked(b"5\r\nhe")], ids=["a request", "amid a head", "amid a body"]
+)
+def test_what_is_longer_than_a_turn_waits_whole_while_others_wait(beginning: bytes) -> None:
+    request = (chunked(b"5\r\nhello\r\n" + END) if b"chunked" in beginning else get(1)) + get(2) * 1000
+    with Memory() as memory:
+        early, late, short = (memory.connect() for _ in range(3))
+        late.send(beginning)
+        early.send(get(b"x") * 5000)
+        late.send(request[len(beginning) :])
+        assert late.sent == b""
+        assert not late.reading
+        short.send(get(3))
+        assert len(replies(short.sent)) == 1
+        memory.settle()
+        assert [len(replies(peer.sent)) for peer in (early, late)] == [5000, 1001]
+        assert late.reading
+
+
+@pytest.mark.parametrize(("seconds", "all_at_once"), [(0, False), (support.DEADLINE, True)])
+def test_turns_end_after_their_time(monkeypatch: pytest.MonkeyPatch, seconds: float, all_at_once: bool) -> None:
+    monkeypatch.setattr(http1, "TURNS", seconds)
+    with Memory() as memory:
+        peers = [memory.connect() for _ in range(40)]
+        for peer in peers:
+            peer.send(get(b"x") * 3 * http1.TURN)
+        before = [len(peer.sent) for peer in peers]
+        memory.advance()  # six turns of the loop
+        went_on = [len(peer.sent) > size for peer, size in zip(peers, before, strict=True)]
+        assert any(went_on)
+        assert all(went_on) == all_at_once
 
 
 def test_an_idle_connection_keeps_little() -> None:

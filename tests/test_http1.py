@@ -382,7 +382,7 @@ class Memory:
 
     def settle(self) -> None:
         """Let every connection have all the turns that it wants."""
-        while self.server._queue:
+        while self.server.waiting:
             self.advance()
 
     def talk(self, *pieces: bytes, finish: bool = True) -> bytes:
