@@ -70,7 +70,7 @@ log = logging.getLogger("verve.http")
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
 _VISIBLE = rb'[!-"$-~]'  # what a target is made of: visible ASCII, and no fragment
-_TARGET = rb"(?:/%b*|[A-Za-z][A-Za-z0-9+.-]*://%b+|\*|[][0-9A-Za-z:._~-]+:[0-9]+)" % (
+_TARGET = rb"(?:/%b*+|[A-Za-z][A-Za-z0-9+.-]*+://%b++|\*|[][0-9A-Za-z:._~-]+:[0-9]+)" % (
     _VISIBLE,
     _VISIBLE,
 )  # RFC 9112, 3.2
@@ -530,6 +530,7 @@ class Connection(asyncio.Protocol):
         server = self.server
         line = _line(data, pos, pos + MAX_LINE)
         if line is None and not fed:
+            begin = pos
             while data.startswith(b"\r\n", pos):  # empty lines before a request are ignored (RFC 9112, 2.2)
                 pos += 2
             if pos == len(data):
@@ -539,8 +540,10 @@ class Connection(asyncio.Protocol):
             if data[pos:] == b"\r":  # half of one; not fed, since llhttp takes a CR for a whole one
                 self._keep_head(b"\r", 0)
                 return len(data)
-            line = _line(data, pos, pos + MAX_LINE)
-        stop = data.find(b"\r\n\r\n", max(pos, pos + fed - 3) if line is None or fed else line.end() - 2)
+            if pos > begin:
+                line = _line(data, pos, pos + MAX_LINE)
+        start = max(pos, pos + fed - 3) if line is None or fed else line.end() - 2
+        stop = data.find(b"\r\n\r\n", start, pos + MAX_LINE + MAX_FIELDS_SIZE + 4)
         whole = stop >= 0
         stop = stop + 4 if whole else len(data)
         # What is past a limit is not looked at: it costs time, and would have a say in which error it is if it came in
