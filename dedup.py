@@ -59,11 +59,13 @@ import logging
 import math
 import random
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from time import perf_counter
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import redis
 import redis.asyncio
@@ -134,68 +136,6 @@ class Histogram:
         self.sum += value * times
 
 
-class Store(Protocol):
-    """What counts ids, wherever it keeps them."""
-
-    tell: Tell  # `tell_each`, or what knows a quicker way for what it gave `add`
-
-    # For those who watch it.
-    waits: Histogram  # seconds that ids waited, as long as the first of their batch
-    trips: Histogram  # seconds that a batch took
-    sizes: Histogram  # ids in a batch
-
-    @property
-    def new(self) -> int:
-        """Ids that this process stored and that were new in their window, since it was started."""
-
-    @property
-    def queued(self) -> int:
-        """Ids that wait."""
-
-    @property
-    def obstacle(self) -> str:
-        """Why ids can't be stored, in words; "" if they can."""
-
-    @property
-    def warning(self) -> str:
-        """What is to be mended although they can."""
-
-    async def recent(self, most: int) -> list[tuple[int, int, int]] | None:
-        """Return start, length and count of the open window, then of the newest closed ones; `most` in all.
-
-        The counts are the fleet's. None if the store can't be asked.
-        """
-
-    window: int  # start of the open window, Unix seconds
-    seconds: int  # length of a window
-    count: int  # ids in the open window, as far as this process knows
-    place: str  # where the ids are, in words
-
-    def add(self, number: int, done: Done, counted: Counted | None = None) -> int | None:
-        """Put an id into the open window. Return what became of it, or None if `done` will be told that later.
-
-        If it is new in its window, `counted` is told the count with it.
-        """
-
-    def add_all(self, numbers: Sequence[int]) -> int | None:
-        """Put many ids into the open window and return STORED; or None, with none put, if each has to be asked for."""
-
-    def remaining(self) -> float:
-        """Return the seconds until `roll` has something to do; less than 0 if it has."""
-
-    async def roll(self) -> Iterable[tuple[int, int]]:
-        """Close what is over and open the window of now; return start and count of each closed one, oldest first."""
-
-    async def start(self, timeout: float) -> bool:
-        """Wait until ids can be taken, for at most `timeout` seconds; return whether they can."""
-
-    async def failure(self) -> None:
-        """Return never; raise StoreError when the store turns out to be of no use."""
-
-    async def stop(self) -> None:
-        """Settle what waits and let go of the store."""
-
-
 class Ids:
     """The distinct ids of one window, in many small sets."""
 
@@ -233,28 +173,95 @@ class Ids:
                 return
 
 
-class MemoryStore:
-    """Counts in this process alone."""
+class Store(ABC):
+    """What counts ids, wherever it keeps them."""
 
-    place = "memory"
-    tell: Tell = staticmethod(tell_each)
-    waits, trips = Histogram(WAITS), Histogram(TRIPS)  # nobody waits here
-    sizes = Histogram(SIZES)
-    queued = 0
-    obstacle = ""
+    place: str  # where the ids are, in words
+    window = 0  # start of the open window, Unix seconds; 0 until the store has told its time
+    count = 0  # ids in the open window, as far as this process knows
 
-    def __init__(self, seconds: int, max_ids: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, seconds: int, max_ids: int) -> None:
+        """`seconds` is the length of a window; this process keeps at most `max_ids` of one."""
         self.seconds = seconds
         self.max_ids = max_ids
-        self.count = 0
-        self._before = 0  # ids of the windows before
-        self._recent: deque[tuple[int, int, int]] = deque(maxlen=RECENT)  # newest first
+        self.tell: Tell = tell_each  # or what knows a quicker way for what it gave `add`
+        self.waits = Histogram(WAITS)  # seconds that ids waited, as long as the first of their batch
+        self.trips = Histogram(TRIPS)  # seconds that a batch took
+        self.sizes = Histogram(SIZES)  # ids in a batch
+        self._ids = Ids()
+        self._new = 0
+
+    @property
+    def new(self) -> int:
+        """Ids that this process stored and that were new in their window, since it was started."""
+        return self._new
+
+    @property
+    def queued(self) -> int:
+        """Ids that wait."""
+        return 0
+
+    @property
+    def obstacle(self) -> str:
+        """Why ids can't be stored, in words; "" if they can."""
+        return ""
+
+    @property
+    def warning(self) -> str:
+        """What is to be mended although they can."""
+        return ""
+
+    @abstractmethod
+    def add(self, number: int, done: Done, counted: Counted | None = None) -> int | None:
+        """Put an id into the open window. Return what became of it, or None if `done` will be told that later.
+
+        If it is new in its window, `counted` is told the count with it.
+        """
+
+    def add_all(self, numbers: Sequence[int]) -> int | None:
+        """Put many ids into the open window and return STORED; or None, with none put, if each has to be asked for."""
+        return None
+
+    @abstractmethod
+    def remaining(self) -> float:
+        """Return the seconds until `roll` has something to do; less than 0 if it has."""
+
+    @abstractmethod
+    async def roll(self) -> Iterable[tuple[int, int]]:
+        """Close what is over and open the window of now; return start and count of each closed one, oldest first."""
+
+    @abstractmethod
+    async def recent(self, most: int) -> list[tuple[int, int, int]] | None:
+        """Return start, length and count of the open window, then of the newest closed ones; `most` in all.
+
+        The counts are the fleet's. None if the store can't be asked.
+        """
+
+    async def start(self, timeout: float) -> bool:
+        """Wait until ids can be taken, for at most `timeout` seconds; return whether they can. Raises StoreError."""
+        return True
+
+    async def failure(self) -> None:
+        """Return never; raise StoreError when the store turns out to be of no use."""
+        await asyncio.get_running_loop().create_future()
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Settle what waits, as long as the caller has patience, and let go of the store."""
+
+
+class MemoryStore(Store):
+    """Counts in this process alone; nobody waits."""
+
+    place = "memory"
+
+    def __init__(self, seconds: int, max_ids: int, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(seconds, max_ids)
         self.window = self._start(clock())
         self._clock = clock
-        self._ids = Ids()
+        self._recent: deque[tuple[int, int, int]] = deque(maxlen=RECENT)  # newest first
 
     def add(self, number: int, done: Done, counted: Counted | None = None) -> int | None:
-        """Put an id into the open window: NEW, DUPLICATE or FULL, always at once."""
         ids = self._ids.shards[number % SHARDS]
         if number in ids:
             return DUPLICATE
@@ -267,7 +274,6 @@ class MemoryStore:
         return NEW
 
     def add_all(self, numbers: Sequence[int]) -> int | None:
-        """Put many ids into the open window: STORED, or None if some might not fit."""
         if self.count + len(numbers) > self.max_ids:
             return None
         self.count += self._ids.add(numbers)
@@ -275,30 +281,22 @@ class MemoryStore:
 
     @property
     def new(self) -> int:
-        """Ids that were new in their window, since the process was started."""
-        return self._before + self.count
+        return self._new + self.count
 
     @property
     def warning(self) -> str:
-        """Whether no further ids fit."""
         return "the window holds as many ids as --max-ids allows" if self.count >= self.max_ids else ""
 
-    async def recent(self, most: int) -> list[tuple[int, int, int]]:
-        """Return the open window, then the newest closed ones."""
-        return [(self.window, self.seconds, self.count), *self._recent][:most]
-
     def remaining(self) -> float:
-        """Return the seconds until the open window is over; negative if it is."""
         return self.window + self.seconds - self._clock()
 
     async def roll(self) -> Iterable[tuple[int, int]]:
-        """Close the open window if it is over, and open the one of now. Return what was closed."""
         start = self._start(self._clock())
         if start <= self.window:
             return ()
         closed, count = self.window, self.count
         ids = self._ids
-        self._before += count
+        self._new += count
         self.window, self.count, self._ids = start, 0, Ids()
         ids.free(asyncio.get_running_loop())
         return self._closed(closed, count, start)
@@ -309,16 +307,11 @@ class MemoryStore:
             yield start, count
             count = 0
 
-    async def start(self, timeout: float) -> bool:
-        """Nothing is waited for."""
-        return True
-
-    async def failure(self) -> None:
-        """Return never."""
-        await asyncio.get_running_loop().create_future()
+    async def recent(self, most: int) -> list[tuple[int, int, int]]:
+        return [(self.window, self.seconds, self.count), *self._recent][:most]
 
     async def stop(self) -> None:
-        """Nothing waits."""
+        pass
 
     def _start(self, now: float) -> int:
         return int(now // self.seconds) * self.seconds
@@ -358,17 +351,23 @@ return 1
 """
 )
 
-# KEYS: set of the window. ARGV: ids. Returns, for each, whether it was new and how many there are with it. Nothing is
-# stored if the first can't be. Redis 6.2 hides the kind of an error that it does not get through pcall.
+# KEYS: set of the window. ARGV: how many ids are counted one by one, those ids, the other ids. Returns how many
+# were new, then of each of the first whether it was and how many there are with it. Nothing is stored if the first
+# can't be. Redis 6.2 hides the kind of an error that it does not get through pcall; `unpack` takes up to 7,999.
 COUNT = """
-local replies = {}
-for i, id in ipairs(ARGV) do
-  local new = redis.pcall('SADD', KEYS[1], id)
+local rest = tonumber(ARGV[1]) + 2
+local replies = {0}
+for i = 2, rest - 1 do
+  local new = redis.pcall('SADD', KEYS[1], ARGV[i])
   if type(new) == 'table' then
     return new
   end
-  replies[2 * i - 1] = new
-  replies[2 * i] = redis.call('SCARD', KEYS[1])
+  replies[1] = replies[1] + new
+  replies[#replies + 1] = new
+  replies[#replies + 1] = redis.call('SCARD', KEYS[1])
+end
+for i = rest, #ARGV, 5000 do
+  replies[1] = replies[1] + redis.call('SADD', KEYS[1], unpack(ARGV, i, math.min(i + 4999, #ARGV)))
 end
 return replies
 """
@@ -592,7 +591,7 @@ def parse(data: bytes, pos: int) -> tuple[Any, int]:
     return items, pos
 
 
-class RedisStore:
+class RedisStore(Store):
     """Counts in Redis, together with every process of the same prefix."""
 
     def __init__(
@@ -602,18 +601,12 @@ class RedisStore:
 
         `roll` first returns the windows that start at `resume` or later; without it, those that are closed only now.
         """
-        self.seconds = seconds
-        self.max_ids = max_ids
+        super().__init__(seconds, max_ids)
         self.timeout = request_timeout
         self.prefix = prefix
-        self.window = 0  # none until Redis has told its time
-        self.count = 0
-        self.tell: Tell = tell_each
-        self.waits, self.trips, self.sizes = Histogram(WAITS), Histogram(TRIPS), Histogram(SIZES)
-        self.new = 0  # ids that were new in their window over the fleet
         self.up = False  # the link stands, and ids are taken
         self.why = ""  # in words, once it is not up
-        self.evicting = ""  # the policy by which Redis may drop ids
+        self._evicting = ""  # the policy by which Redis may drop ids
         self.reported = asyncio.Event()  # set when there are new reports in the stream
         self.told = 0  # windows that start before this one are told, or not ours to tell
         self.first = 0  # what `told` was when Redis was first reached
@@ -628,15 +621,12 @@ class RedisStore:
         )
         self.place = place(url)
         self._loop = asyncio.get_running_loop()
-        self._ids = Ids()
         self._past: list[tuple[int, Ids]] = []  # windows that are over here and not yet reported, with their ids
         self._numbers: list[int] = []  # ids that wait, and whom to tell
         self._dones: list[Done] = []
-        self._since = 0.0  # loop time at which the first of them came
         self._counted: list[tuple[int, Done, Counted]] = []  # ids that wait to be counted one by one
-        self._counted_since = 0.0
-        self._queries: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
-        self._asked: list[asyncio.Future[None]] = []  # rolls that wait
+        self._since = 0.0  # loop time at which the first of all these came
+        self._jobs: deque[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = deque()  # what else waits
         self._reported: deque[tuple[bytes, list[bytes]]] = deque(maxlen=REPORTS)  # entries seen in the stream
         self._reports: list[tuple[int, int]] = []  # start and count of windows that `roll` will return
         self._wake: asyncio.Future[None] | None = None  # of the link's task, while it has nothing to do
@@ -656,44 +646,31 @@ class RedisStore:
         self._task = asyncio.create_task(self._link())
 
     def add(self, number: int, done: Done, counted: Counted | None = None) -> int | None:
-        """Put an id into the open window: DUPLICATE at once if this process stored it, else as Redis answers."""
         if not self.up:
             return DOWN
         if number in self._ids.shards[number % SHARDS]:
             return DUPLICATE
-        if counted is not None:
-            return self._add_counted(number, done, counted)
         numbers = self._numbers
-        if not numbers:
+        if not numbers and not self._counted:
             self._since = self._loop.time()
             self._rouse()
-        elif len(numbers) >= MAX_WAITING:
+        if counted is not None:
+            if len(self._counted) >= MAX_WAITING:
+                return BUSY
+            self._counted.append((number, done, counted))
+            return None
+        if len(numbers) >= MAX_WAITING:
             return BUSY
         numbers.append(number)
         self._dones.append(done)
         return None
 
-    def add_all(self, numbers: Sequence[int]) -> int | None:
-        """Return None: some may be new, and those have to be asked for."""
-        return None
-
-    def _add_counted(self, number: int, done: Done, counted: Counted) -> int | None:
-        if len(self._counted) >= MAX_WAITING:
-            return BUSY
-        if not self._counted:
-            self._counted_since = self._loop.time()
-            self._rouse()
-        self._counted.append((number, done, counted))
-        return None
-
     @property
     def queued(self) -> int:
-        """Ids that wait for Redis."""
         return len(self._numbers) + len(self._counted) + self._under_way
 
     @property
     def obstacle(self) -> str:
-        """Why ids can't be stored: Redis is away, or has refused some a moment ago."""
         if not self.up:
             return f"Redis is away: {self.why or 'not reached yet'}"
         refusing = self._refused and self._loop.time() - self._refused_at < REFUSING
@@ -701,13 +678,11 @@ class RedisStore:
 
     @property
     def warning(self) -> str:
-        """Whether Redis may lose ids."""
-        if not self.evicting:
+        if not self._evicting:
             return ""
-        return f"Redis may evict ids unseen: set its maxmemory-policy to noeviction (it is {self.evicting})"
+        return f"Redis may evict ids unseen: set its maxmemory-policy to noeviction (it is {self._evicting})"
 
     async def recent(self, most: int) -> list[tuple[int, int, int]] | None:
-        """Return the open window, then those of the newest entries in the stream."""
         window = self.window
         newest = ("XREVRANGE", f"{self.prefix}:reports", "+", "-", "COUNT", str(most))
         try:
@@ -729,19 +704,23 @@ class RedisStore:
 
     async def query(self, *commands: Command) -> list[Any]:
         """Send commands that count nothing; return their replies, errors among them. Raises RedisError if away."""
+        replies: list[Any] = await self._do(partial(self._trip, commands))
+        return replies
+
+    async def _do(self, job: Callable[[], Awaitable[Any]]) -> Any:
+        """Have the link's task do something between two batches; return what comes of it. Raises RedisError if away."""
         if not self.up:
             raise redis.ConnectionError(self.why)
-        replies: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._queries.append((commands, replies))
+        result = self._loop.create_future()
+        self._jobs.append((job, result))
         self._rouse()
-        return await replies
+        return await result
 
     def now(self) -> float:
         """Return Redis's time, Unix seconds, as well as this process knows it."""
         return time.monotonic() + self._offset
 
     def remaining(self) -> float:
-        """Return the seconds until `roll` has something to do; less than 0 if it has."""
         if self._reports:
             return 0
         if self.up and self.told < self.window:  # Redis found it not over, a moment ago
@@ -752,30 +731,24 @@ class RedisStore:
         """Close what is over, here at once and in Redis when the link stands; return what is reported and not told."""
         if self.window:
             self._turn()
-        if self.up:
-            asked = self._loop.create_future()
-            self._asked.append(asked)
-            self._rouse()
-            await asked
+        with contextlib.suppress(redis.RedisError):
+            await self._do(self._roll)
         reports, self._reports = self._reports, []
         return reports
 
     async def start(self, timeout: float) -> bool:
-        """Wait for the link, for at most `timeout` seconds; return whether it stands. Raises StoreError."""
         await asyncio.wait([self._ready, self._failed], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
             self._failed.result()
         return self.up
 
     async def failure(self) -> None:
-        """Return never; raise StoreError when Redis turns out to be of no use."""
         await asyncio.wait([self._failed, self._task], return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
             self._failed.result()
         self._task.result()
 
     async def stop(self) -> None:
-        """Settle what waits, as long as the caller has patience, and disconnect."""
         self._stopping = True
         self._rouse()
         if not self.up:
@@ -837,15 +810,11 @@ class RedisStore:
         dones = self._dones + [done for _, done, _ in self._counted]
         self.waits.note(self._loop.time() - self._oldest(), len(dones))
         self._numbers, self._dones, self._counted = [], [], []
-        asked, self._asked = self._asked, []
-        queries, self._queries = self._queries, []
+        jobs, self._jobs = self._jobs, deque()
         self.tell(dones, LOST)
-        for _, replies in queries:
-            if not replies.done():
-                replies.set_exception(redis.ConnectionError(why))
-        for future in asked:
-            if not future.done():
-                future.set_result(None)
+        for _, result in jobs:
+            if not result.done():
+                result.set_exception(redis.ConnectionError(why))
         if news:
             log.warning("Redis is away, requests fail: %s", why)
 
@@ -879,10 +848,10 @@ class RedisStore:
         if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
             raise StoreError(f"Redis {version} is too old: expected 6.2 or newer, or Valkey")
         policy = info.get("maxmemory_policy", "noeviction")
-        evicting = policy if policy != "noeviction" and info.get("maxmemory", "0") != "0" else ""
-        if evicting and evicting != self.evicting:
-            log.warning("Redis may evict ids unseen: set its maxmemory-policy to noeviction (it is %s)", policy)
-        self.evicting = evicting
+        before = self._evicting
+        self._evicting = policy if policy != "noeviction" and info.get("maxmemory", "0") != "0" else ""
+        if self._evicting not in ("", before):
+            log.warning("%s", self.warning)
         arrive = ("EVAL", ARRIVE, "2", *self._names("mark", "settling"), info.get("run_id", "?"), self._keep())
         (mark,) = await self._trip([arrive])
         if isinstance(mark, redis.ResponseError):
@@ -918,7 +887,7 @@ class RedisStore:
             if shard is not None:
                 chunk += shard
             if chunk and (len(chunk) >= REPLAY_CHUNK or shard is None):
-                for reply in await self._trip([arrive, before, sadd(key, chunk), after]):
+                for reply in await self._trip([arrive, before, packed(("SADD", key), chunk), after]):
                     if isinstance(reply, redis.ResponseError):
                         if code_of(reply) == "WRONGTYPE":
                             return 0
@@ -930,15 +899,11 @@ class RedisStore:
     async def _serve(self) -> None:
         """Send what waits, batch by batch, until stopped."""
         while True:
-            if self._asked:
-                await self._answer_rolls()
-            elif self._numbers or self._counted or self._queries:  # each gets its turn, whatever the others have
-                if self._counted:  # first: an id that waits in both is new to the one who wants to be told
-                    await self._batch_counted()
-                if self._numbers:
+            if self._numbers or self._counted or self._jobs:
+                if self._numbers or self._counted:
                     await self._batch()
-                if self._queries:
-                    await self._answer_query()
+                if self._jobs:
+                    await self._job()
             elif self._stopping:
                 self.up = False
                 return
@@ -948,59 +913,54 @@ class RedisStore:
                 await self._wake
                 timer.cancel()
                 self._wake = None
-                if not (self._asked or self._numbers or self._counted or self._queries or self._stopping):
+                if not (self._numbers or self._counted or self._jobs or self._stopping):
                     await self._trip([("PING",)])
 
     async def _batch(self) -> None:
-        """Store the ids that wait, in one round trip, and tell those who wait for them."""
-        numbers, dones = self._numbers, self._dones
-        self._numbers, self._dones = numbers[MAX_BATCH:], dones[MAX_BATCH:]
+        """Store the ids that wait, in one round trip; tell who waits for them, and of those that are new."""
+        counted, self._counted = self._counted[:MAX_COUNTED], self._counted[MAX_COUNTED:]
+        plain, self._numbers = self._numbers[:MAX_BATCH], self._numbers[MAX_BATCH:]
+        first = [number for number, _, _ in counted]  # an id that is in both is new to the one who wants to be told
+        numbers = first + plain
+        dones = [done for _, done, _ in counted] + self._dones[:MAX_BATCH]
+        self._dones = self._dones[MAX_BATCH:]
         deadline = self._since + self.timeout
-        if self._numbers:
-            numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
-            self._since = self._loop.time()  # later than they came, but never a deadline for those that come
-        window, refused, new = await self._store(lambda key: sadd(key, numbers), deadline, dones)
-        self.new += new or 0
-        self._settle(numbers, dones, window, refused)
+        self._since = self._loop.time()  # of what is left: later than it came, but never a deadline for what comes
 
-    async def _batch_counted(self) -> None:
-        """Store the ids that wait to be counted one by one; tell who waits for them, and of those that are new."""
-        batch, self._counted = self._counted[:MAX_COUNTED], self._counted[MAX_COUNTED:]
-        deadline = self._counted_since + self.timeout
-        self._counted_since = self._loop.time()
-        numbers = [number for number, _, _ in batch]
-        dones = [done for _, done, _ in batch]
-        command = ("EVAL", COUNT, "1")
-        window, refused, counts = await self._store(
-            lambda key: b"".join(self._connection.pack_command(*command, key, *numbers)), deadline, dones
-        )
-        self.new += sum(counts[::2]) if counts else 0
-        self._settle(numbers, dones, window, refused)
-        if not refused:
-            for (_, _, counted), new, count in zip(batch, counts[::2], counts[1::2], strict=True):
-                if new:
-                    counted(window, count)
+        def pack(key: str) -> bytes:
+            if not counted:
+                return packed(("SADD", key), plain)
+            return packed(("EVAL", COUNT, "1", key, str(len(first)), *map(str, first)), plain)
 
-    def _settle(self, numbers: list[int], dones: list[Done], window: int, refused: str) -> None:
-        """Note ids that are stored in `window`, or refused for a reason, and tell those who wait for them."""
+        window, refused, reply = await self._store(pack, deadline, dones)
+        self._note(refused)
+        if refused:
+            self.tell(dones, REFUSED)
+            return
+        if window != self.window:  # that ended while the batch was under way
+            for ids in [ids for past, ids in self._past if past == window]:
+                ids.add(numbers)
+        elif self.count < self.max_ids:
+            self.count += self._ids.add(numbers)
+        self.tell(dones, STORED)
+        new, *each = reply if counted else [reply]
+        self._new += new
+        for (_, _, tell), first_time, count in zip(counted, each[::2], each[1::2], strict=True):
+            if first_time:
+                tell(window, count)
+
+    def _note(self, refused: str) -> None:
+        """Note that ids were refused, for a reason, or taken; log it if it is news."""
         if refused:
             now = self._refused_at = self._loop.time()
             news = advice_in(refused) != advice_in(self._logged) or not self._logged
-            self._refused = refused
             if news and now >= self._hushed:
                 log.error("Redis refuses ids, requests fail: %s", refused)
                 self._logged, self._hushed = refused, now + HUSH
-        else:
-            self._refused = ""
-            if self._logged:
-                log.warning("Redis takes ids again")
-                self._logged = ""
-            if window != self.window:  # that ended while the batch was under way
-                for ids in [ids for past, ids in self._past if past == window]:
-                    ids.add(numbers)
-            elif self.count < self.max_ids:
-                self.count += self._ids.add(numbers)
-        self.tell(dones, REFUSED if refused else STORED)
+        elif self._logged:
+            log.warning("Redis takes ids again")
+            self._logged = ""
+        self._refused = refused
 
     async def _store(self, pack: Callable[[str], bytes], deadline: float, dones: list[Done]) -> tuple[int, str, Any]:
         """Store ids in the open window by `deadline` (loop time), with the command that `pack` makes for its key.
@@ -1048,25 +1008,16 @@ class RedisStore:
         keys = (*self._names(*KEYS), key)
         return ("EVAL", OPEN, "3", *keys, str(window), self._member(window), keep), ("EXPIRE", key, keep)
 
-    async def _answer_query(self) -> None:
-        commands, replies = self._queries.pop(0)
+    async def _job(self) -> None:
+        job, result = self._jobs.popleft()
         try:
-            got = await self._trip(commands)
+            got = await job()
         except BaseException as error:
-            if not replies.done():
-                replies.set_exception(redis.ConnectionError(advise(error)))
+            if not result.done():
+                result.set_exception(redis.ConnectionError(advise(error)))
             raise
-        if not replies.done():
-            replies.set_result(got)
-
-    async def _answer_rolls(self) -> None:
-        asked, self._asked = self._asked, []
-        try:
-            await self._roll()
-        finally:
-            for future in asked:
-                if not future.done():
-                    future.set_result(None)
+        if not result.done():
+            result.set_result(got)
 
     async def _roll(self, deadline: float = 0.0) -> None:
         """Close in Redis what is over, take its time, and note what was reported and not yet told here.
@@ -1108,9 +1059,8 @@ class RedisStore:
             for entry, fields in entries:
                 start = int(entry.partition(b"-")[0]) // 1000
                 self._reported.append((entry, fields))
-                report = dict(zip(fields[::2], fields[1::2], strict=True))
-                with contextlib.suppress(KeyError, ValueError):  # not one of ours
-                    self._reports.append((start, int(report[b"count"])))
+                if report := read(fields):  # else it is not one of ours
+                    self._reports.append((start, report[2]))
                 self.told = max(self.told, start + 1)
                 self.reported.set()
             if settling:
@@ -1136,8 +1086,7 @@ class RedisStore:
 
     def _oldest(self) -> float:
         """Return the loop time at which the oldest id that waits came; now, if there is none."""
-        since = self._since if self._numbers else self._loop.time()
-        return min(since, self._counted_since) if self._counted else since
+        return self._since if self._numbers or self._counted else self._loop.time()
 
     def _keep(self) -> str:
         return str(max(KEEP, 2 * self.seconds))
@@ -1280,10 +1229,10 @@ def place(url: str) -> str:
     return f"Redis at {options.get('path') or '{host}:{port}'.format_map(options)}, database {options['db']}"
 
 
-def sadd(key: str, numbers: Iterable[int]) -> bytes:
-    """Return the command that adds integers to a set, packed."""
+def packed(words: Sequence[str], numbers: Iterable[int]) -> bytes:
+    """Return a command as it is sent: some words of ASCII, then integers, in any order."""
     texts = sorted(map(str, numbers), key=len)
-    parts = [f"*{len(texts) + 2}\r\n$4\r\nSADD\r\n${len(key)}\r\n{key}"]
+    parts = [f"*{len(words) + len(texts)}", *(f"\r\n${len(word)}\r\n{word}" for word in words)]
     for size, equal in itertools.groupby(texts, len):
         start = f"\r\n${size}\r\n"
         parts += [start, start.join(equal)]
