@@ -24,7 +24,7 @@ import pytest
 import servers
 import support
 from receivers import HANG, RESET, Answer, Receiver, Request
-from test_redis import Log, ask, long_window, opened, play, until
+from test_redis import Log, ask, ids, long_window, opened, play, until
 
 import dedup
 import outbound
@@ -293,6 +293,26 @@ def test_an_id_that_comes_too_late_is_told_with_the_window_it_is_in(engine: str)
 
     with servers.Redis(engine) as server, servers.Proxy(server.port) as proxy:
         play(test(server, proxy))
+
+
+@pytest.mark.parametrize("engine", servers.ENGINES)
+def test_those_who_want_to_be_told_come_first_among_thousands(engine: str) -> None:
+    async def test(server: servers.Redis) -> None:
+        async with opened(server.url) as store:
+            outcomes: list[int] = []
+            told: list[int] = []
+            for number in range(-3000, 3000):  # all in one batch
+                assert store.add(number, outcomes.append) is None
+            for number in (5, 7000, 7000):
+                assert store.add(number, outcomes.append, lambda _, count: told.append(count)) is None
+            await until(lambda: len(outcomes) == 6003)
+            assert {*outcomes} == {dedup.STORED}
+            assert told == [1, 2]
+            assert store.new == store.count == 6001
+            assert ids(server) == {*range(-3000, 3000), 7000}
+
+    with servers.Redis(engine) as server:
+        play(test(server))
 
 
 def test_none_for_an_answer_that_was_lost(server: servers.Redis) -> None:
