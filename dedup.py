@@ -641,7 +641,6 @@ class RedisStore(Store):
         self._stopping = False
         self._connection: redis.asyncio.Connection
         self._wire: Wire
-        self._failed: asyncio.Future[None] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()  # done when it is up for the first time
         self._task = asyncio.create_task(self._link())
 
@@ -686,20 +685,14 @@ class RedisStore(Store):
         window = self.window
         newest = ("XREVRANGE", f"{self.prefix}:reports", "+", "-", "COUNT", str(most))
         try:
-            entries, count = await self.query(newest, ("SCARD", self._key(window)))
+            entries, count = good(await self.query(newest, ("SCARD", self._key(window))))
         except redis.RedisError:
             return None
-        if isinstance(entries, redis.ResponseError):
-            return None
-        closed = []
-        for entry, fields in entries:
-            if report := read(fields):  # else it is not one of ours
-                closed.append((int(entry.partition(b"-")[0]) // 1000, report[1], report[2]))
+        reports = [(int(entry.partition(b"-")[0]) // 1000, read(fields)) for entry, fields in entries]
+        closed = [(start, report[1], report[2]) for start, report in reports if report]  # else it is not one of ours
         if closed and closed[0][0] >= window:  # another instance closed it a moment ago
             window = closed[0][0] + self.seconds
             count = 0
-        if isinstance(count, redis.ResponseError):
-            return None
         return [(window, self.seconds, count), *closed][:most]
 
     async def query(self, *commands: Command) -> list[Any]:
@@ -737,15 +730,13 @@ class RedisStore(Store):
         return reports
 
     async def start(self, timeout: float) -> bool:
-        await asyncio.wait([self._ready, self._failed], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if self._failed.done():
-            self._failed.result()
+        await asyncio.wait([self._ready, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            self._task.result()
         return self.up
 
     async def failure(self) -> None:
-        await asyncio.wait([self._failed, self._task], return_when=asyncio.FIRST_COMPLETED)
-        if self._failed.done():
-            self._failed.result()
+        await asyncio.wait([self._task])
         self._task.result()
 
     async def stop(self) -> None:
@@ -783,8 +774,7 @@ class RedisStore(Store):
                 await self._serve()
             except StoreError as error:
                 if not self._ready.done():
-                    self._failed.set_exception(error)
-                    return
+                    raise
                 self._down(str(error))
             except TimeoutError:
                 self._down(f"no answer within {self.timeout if self.up else ARRIVAL:g} s")
@@ -839,10 +829,8 @@ class RedisStore(Store):
 
     async def _check(self) -> Command:
         """Refuse a Redis that is too old, warn of one that may drop ids; arrive, and return the command that does."""
-        server, memory = await self._trip([("INFO", "server"), ("INFO", "memory")], self._loop.time() + ARRIVAL)
-        for reply in (server, memory):
-            if isinstance(reply, redis.ResponseError):
-                raise reply
+        asked = ("INFO", "server"), ("INFO", "memory")
+        server, memory = good(await self._trip(asked, self._loop.time() + ARRIVAL))
         info = dict(line.split(":", 1) for line in (server + memory).decode().splitlines() if ":" in line)
         version = info.get("redis_version", "0")
         if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
@@ -853,9 +841,7 @@ class RedisStore(Store):
         if self._evicting not in ("", before):
             log.warning("%s", self.warning)
         arrive = ("EVAL", ARRIVE, "2", *self._names("mark", "settling"), info.get("run_id", "?"), self._keep())
-        (mark,) = await self._trip([arrive])
-        if isinstance(mark, redis.ResponseError):
-            raise mark
+        (mark,) = good(await self._trip([arrive]))
         self._mark = mark.decode()
         return arrive
 
@@ -866,9 +852,7 @@ class RedisStore(Store):
         """
         if not self._reported:
             return
-        (newest,) = await self._trip([("XREVRANGE", f"{self.prefix}:reports", "+", "-", "COUNT", "1")])
-        if isinstance(newest, redis.ResponseError):
-            raise newest
+        (newest,) = good(await self._trip([("XREVRANGE", f"{self.prefix}:reports", "+", "-", "COUNT", "1")]))
         last = int(newest[0][0].partition(b"-")[0]) if newest else -1
         lost = [(entry, fields) for entry, fields in self._reported if int(entry.partition(b"-")[0]) > last]
         if lost:
@@ -887,11 +871,12 @@ class RedisStore(Store):
             if shard is not None:
                 chunk += shard
             if chunk and (len(chunk) >= REPLAY_CHUNK or shard is None):
-                for reply in await self._trip([arrive, before, packed(("SADD", key), chunk), after]):
-                    if isinstance(reply, redis.ResponseError):
-                        if code_of(reply) == "WRONGTYPE":
-                            return 0
-                        raise reply
+                try:
+                    good(await self._trip([arrive, before, packed(("SADD", key), chunk), after]))
+                except redis.ResponseError as error:
+                    if code_of(error) == "WRONGTYPE":
+                        return 0
+                    raise
                 count += len(chunk)
                 chunk = []
         return count
@@ -1030,24 +1015,22 @@ class RedisStore(Store):
             lived = [text for start in mine for text in (str(start), self._member(start))]
             arguments = (self.prefix, self.seconds, self._keep(), ROLL_LIMIT, REPORTS, self.told, self._mark, *lived)
             before = time.monotonic()
-            rolled, entries = await self._trip(
-                [
-                    ("EVAL", ROLL, "5", *self._names(*KEYS, "window", "settling", "mark"), *map(str, arguments)),
-                    ("XRANGE", f"{self.prefix}:reports", f"{self.told}000-0", "+", "COUNT", str(2 * ROLL_LIMIT)),
-                ],
-                deadline,
-            )
-            for reply in (rolled, entries):
-                if isinstance(reply, redis.ResponseError):
-                    if code_of(reply) == "WINDOW":
-                        length = str(reply).split()[1]
-                        raise StoreError(
-                            f"the instances of --key-prefix {self.prefix} count windows of {length} s, not of "
-                            f"{self.seconds} s: start this one with --window {length} or another prefix"
-                        )
-                    if code_of(reply) == "LOST":
-                        raise redis.ConnectionError("it has lost its data")
-                    raise reply
+            commands = [
+                ("EVAL", ROLL, "5", *self._names(*KEYS, "window", "settling", "mark"), *map(str, arguments)),
+                ("XRANGE", f"{self.prefix}:reports", f"{self.told}000-0", "+", "COUNT", str(2 * ROLL_LIMIT)),
+            ]
+            try:
+                rolled, entries = good(await self._trip(commands, deadline))
+            except redis.ResponseError as error:
+                if code_of(error) == "WINDOW":
+                    length = str(error).split()[1]
+                    raise StoreError(
+                        f"the instances of --key-prefix {self.prefix} count windows of {length} s, not of "
+                        f"{self.seconds} s: start this one with --window {length} or another prefix"
+                    ) from None
+                if code_of(error) == "LOST":
+                    raise redis.ConnectionError("it has lost its data") from None
+                raise
             seconds, microseconds, opened, left, newest, settling = map(int, rolled)
             self._offset = seconds + microseconds / 1e6 - (before + time.monotonic()) / 2
             if not self.window:  # the first time: what was reported before is not ours to tell
@@ -1237,6 +1220,14 @@ def packed(words: Sequence[str], numbers: Iterable[int]) -> bytes:
         start = f"\r\n${size}\r\n"
         parts += [start, start.join(equal)]
     return ("".join(parts) + "\r\n").encode("ascii")
+
+
+def good(replies: list[Any]) -> list[Any]:
+    """Return replies of Redis; raise the first that is an error."""
+    for reply in replies:
+        if isinstance(reply, redis.ResponseError):
+            raise reply
+    return replies
 
 
 def code_of(error: BaseException) -> str:
