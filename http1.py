@@ -840,8 +840,8 @@ class Connection(asyncio.Protocol):
                 self.deadline = inf if self.server.draining else self.server.idle_deadline
             else:
                 self.abort()
-        elif self.slots:
-            # The store has its own deadline; a request that is not whole yet keeps the one it has.
+        elif self.slots or self._queued:
+            # The store has its own deadline, a turn comes; a request that is not whole yet keeps the one it has.
             self.deadline = self._due if self._head or self._body else now + self.server.idle_timeout
         elif self._head or self._body:
             self._refuse(self.server.too_slow)

@@ -6,6 +6,7 @@ stream of both files too: what it refuses is refused here, and wherever the two 
 """
 
 import contextlib
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -516,6 +517,19 @@ def test_what_is_longer_than_a_turn_waits_whole_while_others_wait(beginning: byt
         memory.settle()
         assert [len(replies(peer.sent)) for peer in (early, late)] == [5000, 1001]
         assert late.reading
+
+
+def test_who_waits_for_a_turn_is_not_late() -> None:
+    with Memory() as memory:
+        idle, slow = memory.connect(), memory.connect()
+        slow.send(get(1)[:20])
+        idle.send(get(b"x") * 5000)
+        slow.send(get(1)[20:] + get(b"x") * 5000)
+        memory.advance()
+        assert len(memory.server.waiting) == 2
+        memory.server._expire(math.inf)
+        memory.settle()
+        assert [len(replies(peer.sent)) for peer in (idle, slow)] == [5000, 5001]
 
 
 @pytest.mark.parametrize(("seconds", "all_at_once"), [(0, False), (support.DEADLINE, True)])
