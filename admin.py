@@ -14,7 +14,7 @@ in its row, so a counter never goes back while the instance lives; at most its l
 died. A row that was not written for MISSING seconds is a worker that is gone or stuck: the instance is not ready then,
 since the kernel goes on handing it connections.
 
-What is shown comes as plain values and callables, a `View`. The windows are asked of the store at most once a second,
+What is shown comes as plain values and callables. The windows are asked of the store at most once a second,
 however many look on; if it gives no answer in time, the last that was known is shown, and said to be that.
 
 The page, `admin.html`, is one document that asks for nothing but `/state`, the JSON of all that it shows. Its
@@ -71,6 +71,7 @@ METRICS: Final = {
     "verve_start_time_seconds": ("gauge", "Unix time at which the instance was started."),
     "verve_build_info": ("gauge", "Always 1; the version stands in the label."),
 }
+GAUGES: Final = {name for name, (kind, _) in METRICS.items() if kind == "gauge"}
 
 _line = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (/[!-~]*) HTTP/1\.([01])\r\n").match  # RFC 9112, 3
 _fields = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*\r\n").fullmatch
@@ -89,34 +90,42 @@ class Board:
         now = time.monotonic()  # of the machine, the same in all processes
         return [number for number, row in enumerate(self.rows) if now - row[0] > MISSING]
 
-    def total(self, names: list[str]) -> dict[str, float]:
-        """Return the sum over all workers of what each wrote under a name; of what is now, not from those missing.
-
-        `names` are those of one `Row.write`, in its order.
-        """
-        missing = self.missing()
-        total = dict.fromkeys(names, 0.0)
-        for number, row in enumerate(self.rows):
-            for name, value in zip(names, row[1 : len(names) + 1], strict=True):
-                gauge = METRICS.get(name, ("",))[0] == "gauge"
-                total[name] += 0.0 if gauge and number in missing else value
-        return total | {"verve_store_up": float(total["verve_store_up"] == len(self.rows))}
-
 
 class Row:
     """What one worker writes on a board: when it last did, and its numbers. Counters go on from its predecessor's."""
 
-    def __init__(self, board: Board, number: int) -> None:
+    def __init__(self, board: Board, number: int, samples: Callable[[], dict[str, float]]) -> None:
+        """`samples` returns the worker's numbers by name, the same ROW - 1 at most in the same order every time."""
         self.board = board
+        self._samples = samples
         self._cells = board.rows[number]
         self._before = self._cells.tolist()
 
-    def write(self, samples: Mapping[str, float]) -> None:
-        """Write a worker's numbers; `samples` have the same names in the same order every time, at most ROW - 1."""
+    async def keep(self) -> None:
+        """Keep the row up to date, for ever."""
+        while True:
+            self.write()
+            await asyncio.sleep(BEAT)
+
+    def write(self) -> list[str]:
+        """Write the numbers as they are now; return their names."""
+        samples = self._samples()
         for at, (name, value) in enumerate(samples.items(), 1):
-            kind = METRICS.get(name.partition("{")[0], ("",))[0]  # "" for a part of a histogram
-            self._cells[at] = value if kind == "gauge" else self._before[at] + value
+            self._cells[at] = value if name in GAUGES else self._before[at] + value
         self._cells[0] = time.monotonic()
+        return [*samples]
+
+    def total(self) -> dict[str, float]:
+        """Return the numbers over all workers, this one's as they are now; of those missing only what they counted."""
+        names = self.write()
+        rows, missing = self.board.rows, self.board.missing()
+        total = dict.fromkeys(names, 0.0)
+        for number, row in enumerate(rows):
+            for at, name in enumerate(names, 1):
+                if number not in missing or name not in GAUGES:
+                    total[name] += row[at]
+        total["verve_store_up"] = float(total["verve_store_up"] == len(rows))
+        return total | {"verve_workers": len(rows) - len(missing)}
 
 
 def render(samples: Mapping[str, float]) -> bytes:
@@ -135,21 +144,6 @@ def render(samples: Mapping[str, float]) -> bytes:
     return "\n".join([*lines, ""]).encode("ascii")
 
 
-@dataclass(frozen=True)
-class View:
-    """What there is to see of an instance, from its first worker."""
-
-    version: str
-    place: str  # where the ids are, in words
-    row: Row  # of the worker that answers
-    timeout: float  # seconds that the store is waited for
-    samples: Callable[[], dict[str, float]]  # that worker's numbers
-    troubles: Callable[[], list[str]]  # why it can't take requests, in words
-    warnings: Callable[[], list[str]]  # what is to be mended although it can
-    windows: Callable[[], Awaitable[list[dict[str, Any]] | None]]  # newest first; None if the store can't be asked
-    webhook: Callable[[], str] | None  # why it did not take the last report, or ""; None if there is none
-
-
 class Answer(NamedTuple):
     """A response."""
 
@@ -159,11 +153,19 @@ class Answer(NamedTuple):
     fields: str = ""  # further header lines
 
 
+@dataclass
 class Admin:
-    """Answers what operators ask. Nothing is kept between two requests but the windows, for a second."""
+    """Answers what operators ask of an instance, in its first worker."""
 
-    def __init__(self, view: View) -> None:
-        self.view = view
+    version: str
+    place: str  # where the ids are, in words
+    row: Row  # of this worker
+    trouble: Callable[[], str]  # why it can't take requests, in words; "" if it can
+    warning: Callable[[], str]  # what is to be mended although it can
+    recent: Callable[[], Awaitable[list[dict[str, Any]] | None]]  # windows, newest first; None if they can't be had
+    webhook: Callable[[], str] | None  # why it did not take the last report, or ""; None if there is none
+
+    def __post_init__(self) -> None:
         self.pages: dict[str, Callable[[], Awaitable[Answer]]] = {
             "/": self.page,
             "/healthz": self.healthz,
@@ -176,7 +178,7 @@ class Admin:
         self._fresh = False  # the last look succeeded
         self._looked = 0.0  # when that was, monotonic
         self._looking = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()  # one for each connection
+        self._connections = 0
 
     # The pages
 
@@ -188,22 +190,24 @@ class Admin:
 
     async def readyz(self) -> Answer:
         troubles = self.troubles()
-        first = ["not ready" if troubles else "ready"]
-        lines = first + troubles + [f"warning: {warning}" for warning in self.view.warnings()]
+        lines = ["not ready" if troubles else "ready", *troubles]
+        lines += [f"warning: {warning}" for warning in self.warnings()]
         return Answer("503 Service Unavailable" if troubles else "200 OK", "\n".join([*lines, ""]).encode("utf-8"))
 
     async def metrics(self) -> Answer:
-        samples = self.samples()
+        samples = self.row.total()
         await self.look()
         if self._windows:
             samples["verve_webhook_waiting_reports"] = len(self.waiting())
         if self._fresh:  # what is not known to be so now is left out
             samples["verve_window_ids"] = self._windows[0]["count"]
-            if closed := self._windows[1:]:
-                samples["verve_last_window_ids"] = closed[0]["count"]
-                samples["verve_last_window_end_timestamp_seconds"] = end_of(closed[0])
-        samples["verve_start_time_seconds"] = self.view.row.board.started
-        samples[f'verve_build_info{{version="{self.view.version}"}}'] = 1
+            if len(self._windows) > 1:
+                last = self._windows[1]
+                samples["verve_last_window_ids"] = last["count"]
+                end = datetime.fromisoformat(last["window"]).timestamp() + last["seconds"]
+                samples["verve_last_window_end_timestamp_seconds"] = end
+        samples["verve_start_time_seconds"] = self.row.board.started
+        samples[f'verve_build_info{{version="{self.version}"}}'] = 1
         return Answer("200 OK", render(samples), "text/plain; version=0.0.4; charset=utf-8")
 
     async def windows(self) -> Answer:
@@ -216,17 +220,17 @@ class Admin:
 
     async def state(self) -> Answer:
         await self.look()
-        samples = self.samples()
+        samples = self.row.total()
         answered = {name[-5:-2]: value for name, value in samples.items() if name.startswith("verve_requests_total{")}
         state = {
-            "version": self.view.version,
-            "place": self.view.place,
-            "started": self.view.row.board.started,
+            "version": self.version,
+            "place": self.place,
+            "started": self.row.board.started,
             "time": time.time(),
             "troubles": self.troubles(),
-            "warnings": self.view.warnings(),
+            "warnings": self.warnings(),
             "store_up": bool(samples["verve_store_up"]),
-            "webhook": self.webhook(),
+            "webhook": self.deliveries(),
             "requests": sum(answered.values()),
             "refused": sum(value for status, value in answered.items() if status < "500" and status != "200"),
             "failed": sum(value for status, value in answered.items() if status >= "500"),
@@ -240,19 +244,17 @@ class Admin:
 
     def troubles(self) -> list[str]:
         """Return why the instance can't take requests, in words."""
-        samples, board = self.samples(), self.view.row.board
+        up, board = self.row.total()["verve_store_up"], self.row.board
         missing = [f"worker {number + 1} of {len(board.rows)} is missing" for number in board.missing()]
-        troubles = self.view.troubles()
-        if not (troubles or missing or samples["verve_store_up"]):
-            troubles = ["a worker can't reach the store"]
-        return troubles + missing
+        trouble = self.trouble()
+        if not (trouble or missing or up):
+            trouble = "a worker can't reach the store"
+        return [trouble, *missing] if trouble else missing
 
-    def samples(self) -> dict[str, float]:
-        """Return the numbers over all workers, those of this one as they are now."""
-        own = self.view.samples()
-        self.view.row.write(own)
-        board = self.view.row.board
-        return board.total([*own]) | {"verve_workers": len(board.rows) - len(board.missing())}
+    def warnings(self) -> list[str]:
+        """Return what is to be mended although it can."""
+        warning = self.warning()
+        return [warning] if warning else []
 
     async def look(self) -> None:
         """Bring the windows up to date, unless that was done within the last second."""
@@ -261,8 +263,8 @@ class Admin:
                 return
             found = None
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(self.view.timeout, BEAT)):
-                    found = await self.view.windows()
+                async with asyncio.timeout(BEAT):
+                    found = await self.recent()
             self._fresh = found is not None
             if found is not None:
                 self._windows = found
@@ -272,11 +274,11 @@ class Admin:
         """Return the closed windows whose report the webhook does not have yet, newest first."""
         return [window["window"] for window in self._windows if window["final"] and window["delivered"] is False]
 
-    def webhook(self) -> str:
+    def deliveries(self) -> str:
         """Return how the webhook does, in words."""
-        if self.view.webhook is None:
+        if self.webhook is None:
             return "none"
-        count, why = len(self.waiting()), self.view.webhook()
+        count, why = len(self.waiting()), self.webhook()
         if not count:
             told = any(window["delivered"] for window in self._windows)
             return "has every report" if told else "no report for it yet"
@@ -286,23 +288,15 @@ class Admin:
 
     async def serve(self, sock: socket.socket) -> None:
         """Answer on a listening socket until cancelled."""
-        server = await asyncio.start_server(self._accept, sock=sock, limit=MAX_HEAD - 4)  # before its end
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            server.close()
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) >= CONNECTIONS:
-            writer.transport.abort()
-            return
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        server = await asyncio.start_server(self._serve, sock=sock, limit=MAX_HEAD - 4)  # before its end
+        await server.serve_forever()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request."""
+        """Answer one request, unless too many are under way."""
+        self._connections += 1
         try:
+            if self._connections > CONNECTIONS:
+                return
             # RuntimeError: uvloop's, for a peer that has reset the connection
             with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, RuntimeError):
                 async with asyncio.timeout(PATIENCE):
@@ -319,6 +313,7 @@ class Admin:
                     while await reader.read(MAX_HEAD):
                         pass
         finally:
+            self._connections -= 1
             writer.transport.abort()
 
     async def answer(self, head: bytes) -> Answer:
@@ -348,11 +343,6 @@ def wire(answer: Answer, head_only: bool) -> bytes:
         "Connection: close\r\n\r\n"
     )
     return head.encode("ascii") + (b"" if head_only else answer.body)
-
-
-def end_of(window: Mapping[str, Any]) -> float:
-    """Return the Unix time at which a window ends."""
-    return datetime.fromisoformat(window["window"]).timestamp() + float(window["seconds"])
 
 
 PAGE: Final = Path(__file__).with_name("admin.html").read_bytes()

@@ -223,12 +223,12 @@ def url_of(sock: socket.socket) -> str:
 class Worker:
     """What a process knows of the instance that it is a part of."""
 
+    board: admin.Board  # shared memory: what all workers have done
+    untold: memoryview  # shared memory: start of the first window whose count is not told yet, 0 if there was none
+    operators: socket.socket | None = None  # the listener for them, of the first
     number: int = 0  # the first tells the windows' counts, once for the instance
     parent: int = -1  # end of a pipe that closes when the parent dies
-    told: mmap.mmap | None = None  # shared memory: start of the first window whose count is not told yet
     patience: float = STORE_WAIT  # seconds that the store is waited for before the first request is taken
-    board: admin.Board | None = None  # shared memory: what all workers have done
-    admin: socket.socket | None = None  # the operators' listener, of the first
 
 
 async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) -> None:
@@ -240,7 +240,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     if worker.parent >= 0:
         loop.add_reader(worker.parent, on_orphaned, worker.parent, stop)
 
-    store = open_store(config, worker)
+    store = open_store(config, worker.untold[0])
     answers = http1.Answers()
     spare = raise_file_limit() - config.max_connections
     client = outbound.Client(
@@ -261,34 +261,29 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     )
     store.tell = server.give
     webhook = open_webhook(config, store) if worker.number == 0 else None
+    row = admin.Row(worker.board, worker.number, partial(samples, store, server, callbacks, client, webhook))
     work = []
-    row = None if worker.board is None else admin.Row(worker.board, worker.number)
-    numbers = partial(samples, store, server, callbacks, client, webhook)
-    if row is not None and worker.admin is not None:
-        view = admin.View(
+    if worker.operators is not None:
+        operators = admin.Admin(
             settings.VERSION,
             store.place,
             row,
-            config.request_timeout,
-            numbers,
-            troubles=lambda: ["stopping"] if stop.done() else [store.obstacle] if store.obstacle else [],
-            warnings=lambda: [store.warning] if store.warning else [],
-            windows=partial(recent, store, webhook),
+            trouble=lambda: "stopping" if stop.done() else store.obstacle,
+            warning=lambda: store.warning,
+            recent=partial(recent, store, webhook),
             webhook=None if webhook is None else lambda: webhook.why,
         )
-        work.append(asyncio.create_task(admin.Admin(view).serve(worker.admin)))
+        work.append(asyncio.create_task(operators.serve(worker.operators)))
     await store.start(worker.patience)
-    if row is not None:  # not before: it would say for a second that the store is away
-        work.append(asyncio.create_task(beat(row, numbers)))
+    work.append(asyncio.create_task(row.keep()))  # not before: it would say for a second that the store is away
     door = sock.dup()
     listen(config, [sock])
     listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)
     tell = teller(config, worker, webhook)
     timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll, tell))
     if config.workers == 1:
-        announce(config, store.place, door, worker.admin)
-    if worker.told is not None and not any(worker.told[:]):
-        note_told(worker, store.window)
+        announce(config, store.place, door, worker.operators)
+    worker.untold[0] = worker.untold[0] or store.window
 
     work += [timer, asyncio.create_task(store.failure())]
     if webhook:
@@ -339,13 +334,6 @@ async def close_door(server: http1.Server, listener: asyncio.Server, door: socke
         await asyncio.get_running_loop().connect_accepted_socket(server, queued)
     listener.close()
     door.close()
-
-
-async def beat(row: admin.Row, count: Callable[[], dict[str, float]]) -> None:
-    """Keep what is known of a worker up to date, for ever."""
-    while True:
-        row.write(count())
-        await asyncio.sleep(admin.BEAT)
 
 
 def samples(
@@ -411,17 +399,16 @@ async def recent(store: dedup.Store, webhook: reporter.Webhook | None) -> list[d
 
 async def try_store(config: settings.Settings) -> bool:
     """Return whether the store is there. Raises dedup.StoreError if it is of no use: once, before there are workers."""
-    store = open_store(config, Worker())
+    store = open_store(config)
     ready = await store.start(STORE_WAIT)
     await store.stop()
     return ready
 
 
-def open_store(config: settings.Settings, worker: Worker) -> dedup.Store:
-    """Return the store that the settings name."""
+def open_store(config: settings.Settings, resume: int = 0) -> dedup.Store:
+    """Return the store that the settings name; `resume` is the start of the first window to tell, if one was left."""
     if config.redis_url is None:
         return dedup.MemoryStore(config.window, config.max_ids)
-    resume = int.from_bytes(worker.told[:], "little") if worker.told else 0
     return dedup.RedisStore(
         config.redis_url, config.key_prefix, config.window, config.max_ids, config.request_timeout, resume
     )
@@ -449,15 +436,9 @@ def teller(config: settings.Settings, worker: Worker, webhook: reporter.Webhook 
             reporter.tell(start, count, final=final)
             if webhook and isinstance(webhook.outbox, reporter.MemoryOutbox):
                 webhook.outbox.put(reporter.Report(reporter.iso(start), config.window, count, final))
-            note_told(worker, start + 1)
+            worker.untold[0] = start + 1  # for a successor
 
     return tell
-
-
-def note_told(worker: Worker, start: int) -> None:
-    """Leave word for a successor that the windows which start at `start` or later are to be told."""
-    if worker.told is not None:
-        worker.told[:] = start.to_bytes(len(worker.told), "little")
 
 
 def announce(config: settings.Settings, place: str, sock: socket.socket, operators: socket.socket | None) -> None:
@@ -524,20 +505,15 @@ class Parent:
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)  # to be blocked by whoever runs it
 
-    def __init__(
-        self, config: settings.Settings, socks: list[socket.socket], operators: socket.socket | None, patience: float
-    ) -> None:
-        """`operators` is the first worker's; `patience` is how long a worker waits for its store, in seconds."""
+    def __init__(self, config: settings.Settings, socks: list[socket.socket], first: Worker) -> None:
+        """`first` is what the first worker knows."""
         self.config = config
-        self.patience = patience
         self.socks = socks
-        self.operators = operators
-        self.board = admin.Board(config.workers) if operators is not None else None
+        self.pipe = os.pipe()
+        self.first = replace(first, parent=self.pipe[0])
         self.workers: dict[int, tuple[int, float]] = {}  # pid: number, start
         self.due: dict[int, float] = dict.fromkeys(range(config.workers), 0.0)  # number: when to start it
         self.delays: dict[int, float] = {}  # number: backoff
-        self.told = mmap.mmap(-1, 8)
-        self.pipe = os.pipe()
         self.status = 0
 
     def run(self) -> int:
@@ -554,7 +530,7 @@ class Parent:
                 for pid in self.workers:
                     os.kill(pid, signal.SIGKILL if stopping else signal.SIGTERM)
                 stopping = True
-                for sock in [*self.socks, *([self.operators] if self.operators else [])]:
+                for sock in [*self.socks, *([self.first.operators] if self.first.operators else [])]:
                     sock.close()
             if self.reap(stopping) and not stopping:
                 for pid in self.workers:
@@ -575,12 +551,11 @@ class Parent:
             for other, sock in enumerate(self.socks):
                 if other != number:
                     sock.close()
-            operators = self.operators
-            if number and operators is not None:
-                operators.close()
-                operators = None
+            worker = replace(self.first, number=number)
+            if number and worker.operators is not None:
+                worker.operators.close()
+                worker = replace(worker, operators=None)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            worker = Worker(number, self.pipe[0], self.told, self.patience, self.board, operators)
             status = run(self.config, self.socks[number], worker)
         except BaseException:
             log.exception("worker %d failed", number)
@@ -664,9 +639,9 @@ def main() -> int:
         if most <= config.max_connections // 2:
             log.warning("open files are limited to %d: at most %d connections are served", limit, most)
         config = replace(config, max_connections=min(most, config.max_connections))
+    worker = Worker(admin.Board(config.workers), memoryview(mmap.mmap(-1, 8)).cast("q"), operators)
     if config.workers == 1:
-        board = admin.Board(1) if operators is not None else None
-        return run(config, socks[0], Worker(board=board, admin=operators))
+        return run(config, socks[0], worker)
     signal.pthread_sigmask(signal.SIG_BLOCK, Parent.signals)
     try:
         ready = asyncio.run(try_store(config))
@@ -675,7 +650,7 @@ def main() -> int:
         log.error("%s", error)
         return UNUSABLE
     announce(config, dedup.place(config.redis_url or ""), socks[0], operators)
-    return Parent(config, socks, operators, STORE_WAIT if ready else 0).run()
+    return Parent(config, socks, replace(worker, patience=STORE_WAIT if ready else 0)).run()
 
 
 if __name__ == "__main__":
