@@ -204,15 +204,6 @@ def refuse_new(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, so_attach_filter, struct.pack("HP", 4, ctypes.addressof(program)))
 
 
-def take_queued(sock: socket.socket) -> list[socket.socket]:
-    """Return the connections that the kernel holds for a listening socket."""
-    queued = []
-    with contextlib.suppress(OSError):
-        while True:
-            queued.append(sock.accept()[0])
-    return queued
-
-
 def url_of(sock: socket.socket) -> str:
     """Return the URL under which a listening socket is reached."""
     host, port = sock.getsockname()[:2]
@@ -276,13 +267,12 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         work.append(asyncio.create_task(operators.serve(worker.operators)))
     await store.start(worker.patience)
     work.append(asyncio.create_task(row.keep()))  # not before: it would say for a second that the store is away
-    door = sock.dup()
     listen(config, [sock])
     listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)
     tell = teller(config, worker, webhook)
     timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll, tell))
     if config.workers == 1:
-        announce(config, store.place, door, worker.operators)
+        announce(config, store.place, sock, worker.operators)
     worker.untold[0] = worker.untold[0] or store.window
 
     work += [timer, asyncio.create_task(store.failure())]
@@ -299,7 +289,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     if webhook:
         webhook.hurry()
     server.start_drain()
-    await close_door(server, listener, door)
+    await close_door(server, listener, sock)
     patience = config.drain_timeout - min(2.0, config.drain_timeout / 3)  # the rest is for the reports
     cut = await server.drain(patience)
     if cut:
@@ -326,14 +316,15 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         log.warning("the store did not settle in time")
 
 
-async def close_door(server: http1.Server, listener: asyncio.Server, door: socket.socket) -> None:
+async def close_door(server: http1.Server, listener: asyncio.Server, sock: socket.socket) -> None:
     """Take no new connection, but every one that was made."""
-    refuse_new(door)
+    refuse_new(sock)
     await asyncio.sleep(HANDSHAKE)
-    for queued in take_queued(door):
-        await asyncio.get_running_loop().connect_accepted_socket(server, queued)
+    with contextlib.suppress(OSError):  # the kernel holds no more
+        while True:
+            queued, _ = sock.accept()
+            await asyncio.get_running_loop().connect_accepted_socket(server, queued)
     listener.close()
-    door.close()
 
 
 def samples(
