@@ -500,34 +500,37 @@ class Parent:
         """`first` is what the first worker knows."""
         self.config = config
         self.socks = socks
+        self.all = [*socks, first.operators] if first.operators is not None else socks
         self.pipe = os.pipe()
         self.first = replace(first, parent=self.pipe[0])
         self.workers: dict[int, tuple[int, float]] = {}  # pid: number, start
-        self.due: dict[int, float] = dict.fromkeys(range(config.workers), 0.0)  # number: when to start it
-        self.delays: dict[int, float] = {}  # number: backoff
+        self.due = dict.fromkeys(range(config.workers), 0.0)  # number: when to start it
+        self.delays = dict.fromkeys(self.due, 0.0)  # number: seconds that its next successor has to wait
+        self.stopping = False
         self.status = 0
 
     def run(self) -> int:
         """Run until stopped; return the exit status."""
-        stopping = False
-        while self.workers or not stopping:
+        while self.workers or self.due:
             now = time.monotonic()
-            for number in [] if stopping else [number for number, at in self.due.items() if at <= now]:
+            for number in [number for number, at in self.due.items() if at <= now]:
                 del self.due[number]
                 self.start(number)
-            wait = max(0.0, min([3600.0, *(at - now for at in self.due.values())]))
-            info = signal.sigtimedwait(self.signals, 3600.0 if stopping else wait)
+            wait = min((at - now for at in self.due.values()), default=3600.0)
+            info = signal.sigtimedwait(self.signals, wait)
             if info is not None and info.si_signo != signal.SIGCHLD:
-                for pid in self.workers:
-                    os.kill(pid, signal.SIGKILL if stopping else signal.SIGTERM)
-                stopping = True
-                for sock in [*self.socks, *([self.first.operators] if self.first.operators else [])]:
-                    sock.close()
-            if self.reap(stopping) and not stopping:
-                for pid in self.workers:
-                    os.kill(pid, signal.SIGTERM)
-                stopping = True
+                self.stop()
+            self.reap()
         return self.status
+
+    def stop(self) -> None:
+        """Have the workers end and start no more; the second time, end them."""
+        for pid in self.workers:
+            os.kill(pid, signal.SIGKILL if self.stopping else signal.SIGTERM)
+        self.stopping = True
+        self.due.clear()
+        for sock in self.all:
+            sock.close()
 
     def start(self, number: int) -> None:
         """Fork a worker."""
@@ -539,13 +542,10 @@ class Parent:
         try:
             os.setpgid(0, 0)  # Ctrl-C is for the parent, who passes it on
             os.close(self.pipe[1])
-            for other, sock in enumerate(self.socks):
-                if other != number:
+            worker = replace(self.first, number=number, operators=None if number else self.first.operators)
+            for sock in self.all:
+                if sock not in (self.socks[number], worker.operators):
                     sock.close()
-            worker = replace(self.first, number=number)
-            if number and worker.operators is not None:
-                worker.operators.close()
-                worker = replace(worker, operators=None)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             status = run(self.config, self.socks[number], worker)
         except BaseException:
@@ -553,29 +553,26 @@ class Parent:
         finally:
             os._exit(status)
 
-    def reap(self, stopping: bool) -> bool:
-        """See which workers have ended; return whether one found that none can work."""
-        unusable = False
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return unusable
+    def reap(self) -> None:
+        """See which workers have ended: they are replaced, but for one that found that none can work."""
+        while self.workers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
-                return unusable
+                return
             if pid not in self.workers:  # a child of whoever was this process before it ran Verve, or an orphan's
                 continue
             number, since = self.workers.pop(pid)
             code = os.waitstatus_to_exitcode(status)
             if code == UNUSABLE:
                 self.status = code
-                unusable = True
-            elif not stopping:
+                if not self.stopping:
+                    self.stop()
+            elif not self.stopping:
                 log.error("worker %d ended with status %d and is replaced", number, code)
-                lived = time.monotonic() - since
-                delay = 0.0 if lived > 10 else min(5.0, 2 * self.delays.get(number, 0.0) + 0.1)
-                self.due[number] = time.monotonic() + (self.delays.get(number, 0.0) if lived <= 10 else 0.0)
-                self.delays[number] = delay
+                now = time.monotonic()
+                delay = 0.0 if now - since > 10 else self.delays[number]
+                self.due[number] = now + delay
+                self.delays[number] = min(5.0, 2 * delay + 0.1)
 
 
 def open_standard_streams() -> None:
