@@ -154,25 +154,21 @@ def integer(text: bytes) -> int | None:
     return number if -(2**63) <= number < 2**63 else None
 
 
-def bind(host: str, port: int, workers: int) -> list[socket.socket]:
-    """Return as many sockets, bound to one port that nobody listens on. Raises OSError."""
+def bind(opened: contextlib.ExitStack, host: str, port: int, workers: int) -> list[socket.socket]:
+    """Return as many sockets, to be closed by `opened`, bound to one port that nobody listens on. Raises OSError."""
+    if workers > 1:  # a port that is shared is never taken, so try first without sharing
+        with contextlib.ExitStack() as probing:
+            (probe,) = bind(probing, host, port, 1)
+            port = probe.getsockname()[1]
     family, kind, proto, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
     )[0]
-    socks: list[socket.socket] = []
-    with contextlib.ExitStack() as on_error:
-        if workers > 1:  # a port that is shared is never taken, so try first without sharing
-            with bind(host, port, 1)[0] as probe:
-                address = probe.getsockname()
-        for _ in range(workers):
-            sock = on_error.enter_context(socket.socket(family, kind, proto))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if workers > 1:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(address)
-            sock.setblocking(False)
-            socks.append(sock)
-        on_error.pop_all()
+    socks = [opened.enter_context(socket.socket(family, kind, proto)) for _ in range(workers)]
+    for sock in socks:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if workers > 1:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
     return socks
 
 
@@ -272,7 +268,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     tell = teller(config, worker, webhook)
     timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll, tell))
     if config.workers == 1:
-        announce(config, store.place, sock, worker.operators)
+        announce(config, sock, worker.operators)
     worker.untold[0] = worker.untold[0] or store.window
 
     work += [timer, asyncio.create_task(store.failure())]
@@ -432,15 +428,17 @@ def teller(config: settings.Settings, worker: Worker, webhook: reporter.Webhook 
     return tell
 
 
-def announce(config: settings.Settings, place: str, sock: socket.socket, operators: socket.socket | None) -> None:
+def announce(config: settings.Settings, sock: socket.socket, operators: socket.socket | None) -> None:
     """Say where the instance listens, where it counts, and whom it tells."""
     if operators is not None:
         log.info("for operators: %s", url_of(operators))
+    place = dedup.MemoryStore.place
     sinks = ["the log"]
-    if config.redis_url:
+    if config.redis_url is not None:
+        place = dedup.place(config.redis_url)
         sinks.append(f"the stream {config.key_prefix}:reports")
     url = receiver(config)
-    if url:
+    if url is not None:
         sinks.append(f"the webhook at {url.place}")
     workers = f" with {config.workers} workers" if config.workers > 1 else ""
     log.info(
@@ -449,7 +447,7 @@ def announce(config: settings.Settings, place: str, sock: socket.socket, operato
         workers,
         place,
         config.window,
-        " and ".join([", ".join(sinks[:-1]), sinks[-1]] if sinks[1:] else sinks),
+        " and ".join(filter(None, [", ".join(sinks[:-1]), sinks[-1]])),
     )
 
 
@@ -494,7 +492,7 @@ class Parent:
     the parent is killed, the workers see their pipe close.
     """
 
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)  # to be blocked by whoever runs it
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
     def __init__(self, config: settings.Settings, socks: list[socket.socket], first: Worker) -> None:
         """`first` is what the first worker knows."""
@@ -511,6 +509,16 @@ class Parent:
 
     def run(self) -> int:
         """Run until stopped; return the exit status."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
+        try:
+            ready = asyncio.run(try_store(self.config))
+            listen(self.config, self.socks)
+        except (dedup.StoreError, Unusable) as error:
+            log.error("%s", error)
+            return UNUSABLE
+        announce(self.config, self.socks[0], self.first.operators)
+        if not ready:
+            self.first = replace(self.first, patience=0.0)
         while self.workers or self.due:
             now = time.monotonic()
             for number in [number for number, at in self.due.items() if at <= now]:
@@ -599,46 +607,33 @@ def main() -> int:
     """Run the program; return its exit status."""
     open_standard_streams()
     config = settings.load()
-    limit = raise_file_limit()
     try:
         receiver(config)
     except ValueError as error:
         print(f"verve_server.py: --report-url: {error}", file=sys.stderr)
         return MISUSED
-    try:
-        what = f"log to {config.log_file}"
-        reporter.log_to(config.log_file, config.log_format, config.log_level)
-        what = f"listen on {config.host} port {config.port}"
-        socks = bind(config.host, config.port, config.workers)
+    limit = raise_file_limit()
+    with contextlib.ExitStack() as opened:
         operators = None
-        with contextlib.ExitStack() as on_error:
-            for sock in socks:
-                on_error.enter_context(sock)
+        try:
+            what = f"log to {config.log_file}"
+            reporter.log_to(config.log_file, config.log_format, config.log_level)
+            what = f"listen on {config.host} port {config.port}"
+            socks = bind(opened, config.host, config.port, config.workers)
             if config.admin is not None:
                 what = "listen on {} port {} (--admin)".format(*config.admin)
-                (operators,) = bind(*config.admin, 1)
+                (operators,) = bind(opened, *config.admin, 1)
                 operators.listen(admin.CONNECTIONS)
-            on_error.pop_all()
-    except OSError as error:
-        print(f"verve_server.py: can't {what}: {error.strerror}", file=sys.stderr)
-        return UNUSABLE
-    if limit < config.max_connections + OTHER_FILES:
-        most = max(1, limit // 2, limit - OTHER_FILES)
-        if most <= config.max_connections // 2:
-            log.warning("open files are limited to %d: at most %d connections are served", limit, most)
-        config = replace(config, max_connections=min(most, config.max_connections))
-    worker = Worker(admin.Board(config.workers), memoryview(mmap.mmap(-1, 8)).cast("q"), operators)
-    if config.workers == 1:
-        return run(config, socks[0], worker)
-    signal.pthread_sigmask(signal.SIG_BLOCK, Parent.signals)
-    try:
-        ready = asyncio.run(try_store(config))
-        listen(config, socks)
-    except (dedup.StoreError, Unusable) as error:
-        log.error("%s", error)
-        return UNUSABLE
-    announce(config, dedup.place(config.redis_url or ""), socks[0], operators)
-    return Parent(config, socks, replace(worker, patience=STORE_WAIT if ready else 0)).run()
+        except OSError as error:
+            print(f"verve_server.py: can't {what}: {error.strerror}", file=sys.stderr)
+            return UNUSABLE
+        if limit < config.max_connections + OTHER_FILES:
+            most = max(1, limit // 2, limit - OTHER_FILES)
+            if most <= config.max_connections // 2:
+                log.warning("open files are limited to %d: at most %d connections are served", limit, most)
+            config = replace(config, max_connections=min(most, config.max_connections))
+        worker = Worker(admin.Board(config.workers), memoryview(mmap.mmap(-1, 8)).cast("q"), operators)
+        return run(config, socks[0], worker) if config.workers == 1 else Parent(config, socks, worker).run()
 
 
 if __name__ == "__main__":
