@@ -161,7 +161,7 @@ class Admin:
     place: str  # where the ids are, in words
     row: Row  # of this worker
     trouble: Callable[[], str]  # why it can't take requests, in words; "" if it can
-    warning: Callable[[], str]  # what is to be mended although it can
+    warnings: Callable[[], list[str]]  # what is to be mended although it can
     recent: Callable[[], Awaitable[list[dict[str, Any]] | None]]  # windows, newest first; None if they can't be had
     webhook: Callable[[], str] | None  # why it did not take the last report, or ""; None if there is none
 
@@ -250,11 +250,6 @@ class Admin:
         if not (trouble or missing or up):
             trouble = "a worker can't reach the store"
         return [trouble, *missing] if trouble else missing
-
-    def warnings(self) -> list[str]:
-        """Return what is to be mended although it can."""
-        warning = self.warning()
-        return [warning] if warning else []
 
     async def look(self) -> None:
         """Bring the windows up to date, unless that was done within the last second."""

@@ -32,7 +32,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -74,7 +74,8 @@ class Endpoint:
     def __init__(self, store: dedup.Store, answers: http1.Answers, callbacks: reporter.Callbacks) -> None:
         self.add, self.add_all = store.add, store.add_all
         self._callbacks = callbacks
-        self._known: dict[bytes, outbound.Url] = {}  # endpoints as they stood in a query, which most requests repeat
+        # An endpoint as it stands in a query: most requests repeat them.
+        self._read = lru_cache(MAX_KNOWN)(lambda endpoint: callbacks.parse(unquote_to_bytes(endpoint)))
         ok = answers.add(200, "OK", b"ok")
         self.outcomes = dict.fromkeys((dedup.NEW, dedup.DUPLICATE, dedup.STORED), ok) | {
             outcome: answers.refuse(503, "Service Unavailable", why, Retry_After="1")
@@ -125,7 +126,7 @@ class Endpoint:
         if endpoints:
             try:
                 (endpoint,) = endpoints
-                url = self._known.get(endpoint) or self._read(endpoint)
+                url = self._read(endpoint)
             except ValueError:
                 return self._bad_endpoint
             if self._callbacks.full(url):
@@ -133,14 +134,6 @@ class Endpoint:
             counted = partial(self._callbacks.send, url)
         outcome = self.add(number, slot, counted)
         return None if outcome is None else self.outcomes[outcome]
-
-    def _read(self, endpoint: bytes) -> outbound.Url:
-        """Return the URL that an endpoint is. Raises ValueError if it may not be called."""
-        url = self._callbacks.parse(unquote_to_bytes(endpoint))
-        if len(self._known) >= MAX_KNOWN:
-            self._known.clear()
-        self._known[endpoint] = url
-        return url
 
 
 def integer(text: bytes) -> int | None:
@@ -256,7 +249,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
             store.place,
             row,
             trouble=lambda: "stopping" if stop.done() else store.obstacle,
-            warning=lambda: store.warning,
+            warnings=lambda: [store.warning] if store.warning else [],
             recent=partial(recent, store, webhook),
             webhook=None if webhook is None else lambda: webhook.why,
         )
@@ -297,7 +290,9 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
                 tell(start, count)
             if config.redis_url is None:
                 tell(store.window, store.count, final=False)
-            await asyncio.gather(client.settle(), *([webhook.settle()] if webhook else []))
+            if webhook:
+                await webhook.settle()
+            await client.settle()
     except TimeoutError:
         log.warning("not everything that waited was told within %g s", config.drain_timeout)
     for task in work:
@@ -332,18 +327,17 @@ def samples(
 ) -> dict[str, float]:
     """Return this process's numbers under the names of `admin.METRICS`, always the same ones in the same order."""
     answered = server.answered()
-    waits = store.waits.counts
-    at_once = sum(answered.values()) - sum(waits)
+    at_once = sum(answered.values()) - sum(store.waits.counts)
     deliveries = webhook.outcomes if webhook else {}
     return {
         **{f'verve_requests_total{{status="{status}"}}': count for status, count in answered.items()},
-        **histogram("verve_request_duration_seconds", store.waits, [waits[0] + at_once, *waits[1:]]),
+        **histogram("verve_request_duration_seconds", store.waits, at_once),
         "verve_waiting_requests": store.queued,
         "verve_connections": server.served,
         'verve_ids_total{result="new"}': store.new,
         'verve_ids_total{result="duplicate"}': answered[200] - store.new,
-        **histogram("verve_batch_ids", store.sizes, store.sizes.counts),
-        **histogram("verve_batch_duration_seconds", store.trips, store.trips.counts),
+        **histogram("verve_batch_ids", store.sizes),
+        **histogram("verve_batch_duration_seconds", store.trips),
         **{
             f'verve_callbacks_total{{outcome="{outcome}"}}': callbacks.outcomes[outcome]
             for outcome in ("delivered", "failed", "refused", "dropped")
@@ -357,11 +351,11 @@ def samples(
     }
 
 
-def histogram(name: str, of: dedup.Histogram, counts: list[int]) -> dict[str, float]:
-    """Return a histogram with `counts` as Prometheus has it: each bucket holds what is in those below it, too."""
+def histogram(name: str, of: dedup.Histogram, zeros: int = 0) -> dict[str, float]:
+    """Return a histogram, and `zeros` more, as Prometheus has it: each bucket holds what is in those below it, too."""
     bounds = [*(f"{bound:g}" for bound in of.bounds), "+Inf"]
-    sums = list(accumulate(counts))
-    buckets = {f'{name}_bucket{{le="{bound}"}}': float(sum_) for bound, sum_ in zip(bounds, sums, strict=True)}
+    sums = [zeros + sum_ for sum_ in accumulate(of.counts)]
+    buckets = {f'{name}_bucket{{le="{bound}"}}': sum_ for bound, sum_ in zip(bounds, sums, strict=True)}
     return {**buckets, f"{name}_sum": of.sum, f"{name}_count": sums[-1]}
 
 
