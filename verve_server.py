@@ -511,7 +511,7 @@ class Parent:
             log.error("%s", error)
             return UNUSABLE
         announce(self.config, self.socks[0], self.first.operators)
-        if not ready:
+        if not ready:  # it was waited for
             self.first = replace(self.first, patience=0.0)
         while self.workers or self.due:
             now = time.monotonic()
@@ -575,6 +575,7 @@ class Parent:
                 delay = 0.0 if now - since > 10 else self.delays[number]
                 self.due[number] = now + delay
                 self.delays[number] = min(5.0, 2 * delay + 0.1)
+                self.first = replace(self.first, patience=STORE_WAIT)  # there may be a store by now
 
 
 def open_standard_streams() -> None:

@@ -237,6 +237,23 @@ def test_connections_that_wait_for_a_dead_worker_are_served_by_its_successor(ser
         assert [client for client in clients if owner(client, [other]) is None], "of 40, some were for each worker"
 
 
+def test_a_successor_waits_for_the_store_though_the_first_workers_found_none(server: servers.Redis) -> None:
+    server.kill()
+    with support.verve("--redis-url", server.url, "--workers", "2", "--window", long_window()) as program:
+        server.start()
+        at_work(program, server, 2)
+        for turn in range(2):
+            frozen = workers(program)[0]
+            freeze(frozen)
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(support.Client(program.address)) for _ in range(20)]
+                for number, client in enumerate(clients):
+                    client.send(support.accept(100 * turn + number))
+                os.kill(frozen, signal.SIGKILL)
+                assert [client.receive()[0].status for client in clients] == [200] * 20
+            at_work(program, server, 2)
+
+
 def test_no_connection_is_lost_while_workers_are_killed(server: servers.Redis) -> None:
     """But those that the killed worker itself had: at most one for each of those who ask."""
     ok: list[int] = []
