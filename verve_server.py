@@ -237,7 +237,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
         idle_timeout=config.idle_timeout,
         header_timeout=config.header_timeout,
         max_connections=config.max_connections,
-        overflow=max(0, min(http1.OVERFLOW, spare // 4)),
+        overflow=min(http1.OVERFLOW, spare // 4),
     )
     store.tell = server.give
     webhook = open_webhook(config, store) if worker.number == 0 else None
@@ -378,14 +378,6 @@ async def recent(store: dedup.Store, webhook: reporter.Webhook | None) -> list[d
     ]
 
 
-async def try_store(config: settings.Settings) -> bool:
-    """Return whether the store is there. Raises dedup.StoreError if it is of no use: once, before there are workers."""
-    store = open_store(config)
-    ready = await store.start(STORE_WAIT)
-    await store.stop()
-    return ready
-
-
 def open_store(config: settings.Settings, resume: int = 0) -> dedup.Store:
     """Return the store that the settings name; `resume` is the start of the first window to tell, if one was left."""
     if config.redis_url is None:
@@ -505,14 +497,10 @@ class Parent:
         """Run until stopped; return the exit status."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
         try:
-            ready = asyncio.run(try_store(self.config))
-            listen(self.config, self.socks)
+            asyncio.run(self.prepare())
         except (dedup.StoreError, Unusable) as error:
             log.error("%s", error)
             return UNUSABLE
-        announce(self.config, self.socks[0], self.first.operators)
-        if not ready:  # it was waited for
-            self.first = replace(self.first, patience=0.0)
         while self.workers or self.due:
             now = time.monotonic()
             for number in [number for number, at in self.due.items() if at <= now]:
@@ -524,6 +512,15 @@ class Parent:
                 self.stop()
             self.reap()
         return self.status
+
+    async def prepare(self) -> None:
+        """Wait for the store, see that it is of use, and open the port. Raises StoreError or Unusable, for them all."""
+        store = open_store(self.config)
+        if not await store.start(STORE_WAIT):
+            self.first = replace(self.first, patience=0.0)  # enough was waited
+        await store.stop()
+        listen(self.config, self.socks)
+        announce(self.config, self.socks[0], self.first.operators)
 
     def stop(self) -> None:
         """Have the workers end and start no more; the second time, end them."""
@@ -622,11 +619,10 @@ def main() -> int:
         except OSError as error:
             print(f"verve_server.py: can't {what}: {error.strerror}", file=sys.stderr)
             return UNUSABLE
-        if limit < config.max_connections + OTHER_FILES:
-            most = max(1, limit // 2, limit - OTHER_FILES)
-            if most <= config.max_connections // 2:
-                log.warning("open files are limited to %d: at most %d connections are served", limit, most)
-            config = replace(config, max_connections=min(most, config.max_connections))
+        most = max(1, limit // 2, limit - OTHER_FILES)
+        if most <= config.max_connections // 2:
+            log.warning("open files are limited to %d: at most %d connections are served", limit, most)
+        config = replace(config, max_connections=min(most, config.max_connections))
         worker = Worker(admin.Board(config.workers), memoryview(mmap.mmap(-1, 8)).cast("q"), operators)
         return run(config, socks[0], worker) if config.workers == 1 else Parent(config, socks, worker).run()
 
