@@ -38,7 +38,8 @@ SECRET_BYTES = range(24, 65)  # Standard Webhooks: "between 24 bytes (192 bits) 
 SHOWN_CHARACTERS = 60  # of a refused value: enough to recognise it in one line
 LINK = ("REDIS_PORT_6379_TCP_ADDR", "REDIS_PORT_6379_TCP_PORT")  # as docker's --link NAME:redis sets them
 
-URL = re.compile(r"([A-Za-z]+)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?")  # RFC 3986, appendix B
+# RFC 3986, appendix B, without user and password, in which brackets are written %5B and %5D.
+URL = re.compile(r"([A-Za-z]+)://(?:[^/?#\[\]]*@)?([^/?#@]*)((?:/[^?#]*)?)(?:\?([^#]*))?(#.*)?")
 HOST_PORT = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
 LABEL = "[0-9A-Za-z_][0-9A-Za-z_-]{0,62}"  # RFC 1123, section 2.1, and the underscore of compose's services
 NAME = re.compile(rf"(?!.{{254}})(?:{LABEL}\.)*(?![0-9]+\.?$){LABEL}\.?")  # digits last: a mistyped address
@@ -109,7 +110,7 @@ def split_url(text: str, expected: str) -> tuple[str, str, str, str]:
         raise ValueError(expected)
     if match[5]:
         raise ValueError("a URL without a fragment (in a password, write # as %23)")
-    return match[1].lower(), match[2].rpartition("@")[2], match[3], match[4] or ""
+    return match[1].lower(), match[2], match[3], match[4] or ""
 
 
 TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # of redis-py's URLs
@@ -119,7 +120,7 @@ def redis(text: str) -> str:
     expected = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], the same with rediss://, or unix:///PATH"
     scheme, server, path, query = split_url(text, expected)
     databases = []
-    for name, _, value in (option.partition("=") for option in query.removeprefix("?").split("&") if option):
+    for name, _, value in (option.partition("=") for option in query.split("&") if option):
         if name == "db":
             databases.append(value)
         elif name not in TLS_OPTIONS or scheme != "rediss":

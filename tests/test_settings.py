@@ -11,6 +11,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import redis.asyncio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -151,6 +152,10 @@ BAD = [
     ("redis_url", "redis://h/-1", NUMBER),
     ("redis_url", "redis://h/0/1", NUMBER),
     ("redis_url", "redis://h?db=", NUMBER),
+    ("redis_url", "redis://h/??db=1", "no options after ?"),
+    ("redis_url", "redis://:p[ss@h", REDIS),
+    ("redis_url", "redis://:p[s]s@h", REDIS),
+    ("redis_url", "redis://[::1]@5", REDIS),
     ("redis_url", "redis://:pa#ss@h", "without a fragment"),
     ("redis_url", "unix://", "unix:///PATH"),
     ("redis_url", "unix:///", "unix:///PATH"),
@@ -452,3 +457,16 @@ def test_any_text_loads_or_is_refused_in_one_line(name: str, text: str) -> None:
             assert one_line(err).startswith((flag(name), variable(name)))
         else:
             assert err == ""
+
+
+@hypothesis.settings(max_examples=500, deadline=None, database=None)
+@given(
+    start=st.sampled_from(["redis://", "redis://h/", "rediss://h?ssl_certfile=", "unix://", "unix:///p?db=1"]),
+    rest=st.text("[]:@/?&=%;.hdb1", max_size=12),
+)
+@example(start="redis://", rest="[@h")
+@example(start="redis://h/", rest="??db=1")
+def test_a_redis_url_that_loads_is_one_that_the_client_takes(start: str, rest: str) -> None:
+    url = start + rest
+    if outcome(["--redis-url", url], {}) == (None, ""):
+        redis.asyncio.ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
