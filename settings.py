@@ -1,8 +1,8 @@
 """Flags and environment into one frozen dataclass.
 
 The class `Settings` is the whole table: a field is a flag. Its name makes the flag and the variable
-(`redis_url`: `--redis-url`, `VERVE_REDIS_URL`), its metadata says how the text is read and what `--help`
-tells. A new setting is one entry there and nothing elsewhere.
+(`redis_url`: `--redis-url`, `VERVE_REDIS_URL`), its entry says how the text is read, which text is the
+default, and what `--help` tells. A new setting is one entry there and nothing elsewhere.
 
 A flag beats the environment, the environment beats the default. An empty variable counts as unset, since
 compose files and shells make them so easily; an empty flag is said on purpose, and takes an optional setting
@@ -27,16 +27,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
-from typing import Any, NamedTuple, NoReturn
+from itertools import groupby
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 __all__ = ["VERSION", "Settings", "load"]
+
+T = TypeVar("T")
 
 VERSION = "1.0.0"  # the one place; CHANGELOG.md tells what it brought
 DAY = 86400  # seconds; the longest window and the longest time-out
 SECRET_BYTES = range(24, 65)  # Standard Webhooks: "between 24 bytes (192 bits) and 64 bytes (512 bits)"
 SHOWN_CHARACTERS = 60  # of a refused value: enough to recognise it in one line
 LINK = ("REDIS_PORT_6379_TCP_ADDR", "REDIS_PORT_6379_TCP_PORT")  # as docker's --link NAME:redis sets them
+TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # of redis-py's URLs
+LEVELS = "debug, info, warning or error"
 
 # RFC 3986, appendix B, without user and password, in which brackets are written %5B and %5D.
 URL = re.compile(r"([A-Za-z]+)://(?:[^/?#\[\]]*@)?([^/?#@]*)((?:/[^?#]*)?)(?:\?([^#]*))?(#.*)?")
@@ -72,8 +77,13 @@ def seconds(text: str) -> float:
     raise ValueError(f"seconds above 0 and at most {DAY}, such as 10 or 0.5")
 
 
-def optional(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def optional(read: Callable[[str], T]) -> Callable[[str], T | None]:
     return lambda text: read(text) if text else None
+
+
+# Without {}, which would be Redis Cluster's hash tag.
+key_part = matching("[!-z|~]{1,128}", "1 to 128 characters, printable ASCII, no spaces, no {}")
+log_path = matching("[^\0-\x1f\x7f]+", "a path without control characters")
 
 
 def host_name(text: str) -> str:
@@ -113,9 +123,6 @@ def split_url(text: str, expected: str) -> tuple[str, str, str, str]:
     return match[1].lower(), match[2], match[3], match[4] or ""
 
 
-TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # of redis-py's URLs
-
-
 def redis(text: str) -> str:
     expected = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], the same with rediss://, or unix:///PATH"
     scheme, server, path, query = split_url(text, expected)
@@ -125,12 +132,10 @@ def redis(text: str) -> str:
             databases.append(value)
         elif name not in TLS_OPTIONS or scheme != "rediss":
             raise ValueError(f"no options after ? but db and, with rediss://, {', '.join(TLS_OPTIONS)}")
-    if scheme == "unix" and not server and len(path) > 1:
-        pass
-    elif scheme in ("redis", "rediss"):
+    if scheme in ("redis", "rediss"):
         host_port(server, expected + " (/ in a password is written %2F)")
         databases += [path[1:]] if len(path) > 1 else []
-    else:
+    elif scheme != "unix" or server or len(path) < 2:
         raise ValueError(expected)
     if not all(re.fullmatch("[0-9]{1,9}", database) for database in databases):
         raise ValueError("a number as the database, as in /0 or ?db=0")
@@ -168,145 +173,61 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(blocks)
 
 
-class Flag(NamedTuple):
-    """What a field of Settings is as a flag, beside its name and default."""
-
-    group: str
-    metavar: str
-    read: Callable[[str], Any]
-    help: str
-    default: str = ""  # in words, where str() of the default does not read well
+def flag(
+    group: str, metavar: str, read: Callable[[str], T], default: str, about: str, words: str = "", hidden: bool = False
+) -> T:
+    """Return a field of Settings. `default` is as a user would write it, `words` tell it where that reads badly."""
+    told = f"{default}s" if metavar == "SECONDS" else words or default
+    shown = {"metavar": metavar, "help": f"{about} [{told}]"}
+    return field(default=read(default), repr=not hidden, metadata={"group": group, "read": read, "shown": shown})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, checked. Where repr is off, the value may hold a password and no error shows it."""
+    """Every setting, checked. Where it is hidden, the value may hold a password and no error shows it."""
 
-    host: str = field(
-        default="127.0.0.1",
-        metadata={"flag": Flag("listening", "ADDRESS", host_name, "IP address or host name to listen on")},
-    )
-    port: int = field(
-        default=8080,
-        metadata={"flag": Flag("listening", "PORT", integer(0, 65535), "port to listen on; 0 takes any free one")},
-    )
-    workers: int = field(
-        default=1,
-        metadata={
-            "flag": Flag("listening", "N", integer(1, 1024), "processes sharing the port; above 1 with Redis only")
-        },
-    )
-    admin: tuple[str, int] | None = field(
-        default=("127.0.0.1", 8081),
-        metadata={
-            "flag": Flag("listening", "HOST:PORT", admin_address, "the operators' listener, or off", "127.0.0.1:8081")
-        },
+    host: str = flag("listening", "ADDRESS", host_name, "127.0.0.1", "IP address or host name to listen on")
+    port: int = flag("listening", "PORT", integer(0, 65535), "8080", "port to listen on; 0 takes any free one")
+    workers: int = flag("listening", "N", integer(1, 1024), "1", "processes sharing the port; above 1 with Redis only")
+    admin: tuple[str, int] | None = flag(
+        "listening", "HOST:PORT", admin_address, "127.0.0.1:8081", "the operators' listener, or off"
     )
 
-    redis_url: str | None = field(
-        default=None,
-        repr=False,
-        metadata={
-            "flag": Flag("counting", "URL", optional(redis), "redis://, rediss:// or unix://", "none: in memory")
-        },
+    redis_url: str | None = flag(
+        "counting", "URL", optional(redis), "", "redis://, rediss:// or unix://", "none: in memory", hidden=True
     )
-    key_prefix: str = field(
-        default="verve",
-        metadata={
-            "flag": Flag(  # {} would be Redis Cluster's hash tag
-                "counting",
-                "TEXT",
-                matching("[!-z|~]{1,128}", "1 to 128 characters, printable ASCII, no spaces, no {}"),
-                "first part of every Redis key",
-            )
-        },
+    key_prefix: str = flag("counting", "TEXT", key_part, "verve", "first part of every Redis key")
+    window: int = flag("counting", "SECONDS", integer(1, DAY), "60", f"window length, 1 to {DAY}, aligned to the epoch")
+    max_ids: int = flag("counting", "N", integer(1, 10**9), "10000000", "ids of one window in a process's own memory")
+
+    report_url: str | None = flag(
+        "telling", "URL", optional(http_url), "", "each window's report is POSTed here", "none", hidden=True
     )
-    window: int = field(
-        default=60,
-        metadata={
-            "flag": Flag("counting", "SECONDS", integer(1, DAY), f"window length, 1 to {DAY}, aligned to the epoch")
-        },
+    report_secret: bytes | None = flag(
+        "telling", "BASE64", optional(secret), "", "signs reports as Standard Webhooks does", "none", hidden=True
     )
-    max_ids: int = field(
-        default=10_000_000,
-        metadata={"flag": Flag("counting", "N", integer(1, 10**9), "ids of one window in a process's own memory")},
+    callback_method: str = flag(
+        "telling", "GET|POST", matching("GET|POST", "GET or POST"), "GET", "how the endpoint of a request is called"
+    )
+    callback_allow: tuple[IPv4Network | IPv6Network, ...] = flag(
+        "telling", "CIDR,...", networks, "", "what callbacks may also reach", "public addresses only"
     )
 
-    report_url: str | None = field(
-        default=None,
-        repr=False,
-        metadata={"flag": Flag("telling", "URL", optional(http_url), "each window's report is POSTed here", "none")},
-    )
-    report_secret: bytes | None = field(
-        default=None,
-        repr=False,
-        metadata={
-            "flag": Flag("telling", "BASE64", optional(secret), "signs reports as Standard Webhooks does", "none")
-        },
-    )
-    callback_method: str = field(
-        default="GET",
-        metadata={
-            "flag": Flag(
-                "telling", "GET|POST", matching("GET|POST", "GET or POST"), "how the endpoint of a request is called"
-            )
-        },
-    )
-    callback_allow: tuple[IPv4Network | IPv6Network, ...] = field(
-        default=(),
-        metadata={
-            "flag": Flag("telling", "CIDR,...", networks, "what callbacks may also reach", "public addresses only")
-        },
+    request_timeout: float = flag("limits", "SECONDS", seconds, "1", "wait for the store before a request fails")
+    header_timeout: float = flag("limits", "SECONDS", seconds, "10", "time for a request's headers and body to arrive")
+    idle_timeout: float = flag("limits", "SECONDS", seconds, "75", "life of an idle keep-alive connection")
+    drain_timeout: float = flag("limits", "SECONDS", seconds, "8", "time to finish requests and reports when stopping")
+    max_connections: int = flag(
+        "limits", "N", integer(1, 10**9), "20000", "open client connections; further ones get 503"
     )
 
-    request_timeout: float = field(
-        default=1.0, metadata={"flag": Flag("limits", "SECONDS", seconds, "wait for the store before a request fails")}
+    log_file: str | None = flag(
+        "logging", "PATH", optional(log_path), "", "file to log to; logrotate may move it", "stderr"
     )
-    header_timeout: float = field(
-        default=10.0,
-        metadata={"flag": Flag("limits", "SECONDS", seconds, "time for a request's headers and body to arrive")},
+    log_format: str = flag(
+        "logging", "text|json", matching("text|json", "text or json"), "text", "json is one object a line"
     )
-    idle_timeout: float = field(
-        default=75.0, metadata={"flag": Flag("limits", "SECONDS", seconds, "life of an idle keep-alive connection")}
-    )
-    drain_timeout: float = field(
-        default=8.0,
-        metadata={"flag": Flag("limits", "SECONDS", seconds, "time to finish requests and reports when stopping")},
-    )
-    max_connections: int = field(
-        default=20_000,
-        metadata={"flag": Flag("limits", "N", integer(1, 10**9), "open client connections; further ones get 503")},
-    )
-
-    log_file: str | None = field(
-        default=None,
-        metadata={
-            "flag": Flag(
-                "logging",
-                "PATH",
-                optional(matching("[^\0-\x1f\x7f]+", "a path without control characters")),
-                "file to log to; logrotate may move it",
-                "stderr",
-            )
-        },
-    )
-    log_format: str = field(
-        default="text",
-        metadata={
-            "flag": Flag("logging", "text|json", matching("text|json", "text or json"), "json is one object a line")
-        },
-    )
-    log_level: str = field(
-        default="info",
-        metadata={
-            "flag": Flag(
-                "logging",
-                "LEVEL",
-                matching("debug|info|warning|error", "debug, info, warning or error"),
-                "debug, info, warning or error",
-            )
-        },
-    )
+    log_level: str = flag("logging", "LEVEL", matching("debug|info|warning|error", LEVELS), "info", LEVELS)
 
 
 ABOUT = "Counts distinct integer ids per window of time, exactly, and tells the number. Defaults in [brackets]."
@@ -356,18 +277,14 @@ def make_parser() -> Parser:
         add_help=False,
         allow_abbrev=False,
     )
-    groups: dict[str, Any] = {}
-    for setting in fields(Settings):
-        about: Flag = setting.metadata["flag"]
-        plain = f"{setting.default:g}s" if about.metavar == "SECONDS" else setting.default
-        text = f"{about.help} [{about.default or plain}]"
-        if about.group not in groups:
-            groups[about.group] = parser.add_argument_group(about.group)
-        groups[about.group].add_argument(flag_name(setting.name), metavar=about.metavar, help=text)
-    about_it = parser.add_argument_group("help")
-    about_it.add_argument("-h", "--help", action="help", help="show this and exit")
+    for title, settings in groupby(fields(Settings), lambda setting: setting.metadata["group"]):
+        group = parser.add_argument_group(title)
+        for setting in settings:
+            group.add_argument(flag_name(setting.name), **setting.metadata["shown"])
+    group = parser.add_argument_group("help")
+    group.add_argument("-h", "--help", action="help", help="show this and exit")
     version = f"verve {VERSION}"
-    about_it.add_argument("--version", action="version", version=version, help=f"show {version!r} and exit")
+    group.add_argument("--version", action="version", version=version, help=f"show {version!r} and exit")
     return parser
 
 
@@ -404,7 +321,7 @@ def load(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         if text is None:
             continue
         try:
-            values[setting.name] = setting.metadata["flag"].read(text)
+            values[setting.name] = setting.metadata["read"](text)
         except ValueError as error:
             actual = shown(text) if setting.repr else "a value that is not shown here"
             parser.error(f"{source}: expected {error}, got {actual}")

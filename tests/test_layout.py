@@ -97,7 +97,7 @@ def test_a_module_opens_with_its_theory(module: str) -> None:
 def test_the_flags_are_those_of_the_contract() -> None:
     fields = dataclasses.fields(settings.Settings)
     assert {field.name.replace("_", "-") for field in fields} == FLAGS
-    assert all(isinstance(field.metadata["flag"], settings.Flag) for field in fields)
+    assert all(callable(field.metadata["read"]) for field in fields)
 
 
 def test_three_packages_at_run_time_and_each_of_them_pinned() -> None:
