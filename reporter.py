@@ -100,10 +100,6 @@ class Report:
     count: int
     final: bool = True  # the window is closed
 
-    def json(self) -> bytes:
-        """Return the body that is POSTed."""
-        return json.dumps(asdict(self)).encode("ascii")
-
 
 class Outbox(Protocol):
     """Reports to be delivered, one after the other."""
@@ -201,36 +197,39 @@ class Webhook:
 
     async def _deliver(self, report: Report) -> None:
         """Send a report until it is taken, or has become another's to deliver."""
-        delay = BACKOFF[0]
-        failed = ""
-        while await self.outbox.keep():
+        wait, delay, failed = 0.0, BACKOFF[0], ""
+        while await self.outbox.keep():  # asked after every nap: it keeps the lease
+            if wait > 0:
+                await self._wait(min(wait, NAP))
+                wait = 0.0 if self._hurry.is_set() else wait - NAP
+                continue
             async with self._attempt:
-                why, wait = await self._send(report)
-                self.why = why
-                self.outcomes["failed" if why else "delivered"] += 1
-                if not why:
+                self.why, wait = await self._send(report)
+                self.outcomes["failed" if self.why else "delivered"] += 1
+                if not self.why:
                     await self.outbox.done()
-            if not why:
+            if not self.why:
                 log.debug("the webhook took the report of %s", report.window)
                 if failed:
                     log.warning("the webhook takes reports again, from that of %s on", report.window)
                 return
-            if why != failed:
-                log.warning("the webhook did not take the report of %s, and is tried again: %s", report.window, why)
-                failed = why
+            if self.why != failed:
+                failed = self.why
+                log.warning("the webhook did not take the report of %s, and is tried again: %s", report.window, failed)
             wait = max(wait, delay * random.uniform(0.5, 1))  # noqa: S311
             delay = min(2 * delay, BACKOFF[1])
-            while wait > 0:
-                await self._wait(min(wait, NAP))
-                if not await self.outbox.keep():
-                    self.why = ""  # another delivers, and knows
-                    return
-                wait = 0.0 if self._hurry.is_set() else wait - NAP
+        self.why = ""  # another delivers, and knows
 
     async def _send(self, report: Report) -> tuple[str, float]:
         """Send a report once; return why it was not taken, if so, and for how many seconds it is not to be tried."""
+        body = json.dumps(asdict(report)).encode("ascii")
+        name, timestamp = f"{self.prefix}/{report.window}", int(time.time())
+        fields = f"webhook-id: {name}\r\nwebhook-timestamp: {timestamp}\r\n"
+        if self.secret:
+            signature = hmac.digest(self.secret, f"{name}.{timestamp}.".encode("ascii") + body, "sha256")
+            fields += f"webhook-signature: v1,{base64.b64encode(signature).decode('ascii')}\r\n"
         try:
-            response = await self._client.exchange(self.url, "POST", self.head(report), report.json())
+            response = await self._client.exchange(self.url, "POST", fields, body)
         except outbound.OutboundError as error:
             return str(error), 0.0
         if 200 <= response.status < 300:
@@ -243,17 +242,6 @@ class Webhook:
             async with asyncio.timeout(seconds):
                 await self._hurry.wait()
                 await asyncio.sleep(HURRY)
-
-    def head(self, report: Report) -> str:
-        """Return the header lines that name, date and sign a report."""
-        name = f"{self.prefix}/{report.window}"
-        timestamp = str(int(time.time()))
-        lines = f"webhook-id: {name}\r\nwebhook-timestamp: {timestamp}\r\n"
-        if self.secret:
-            signed = f"{name}.{timestamp}.".encode("ascii") + report.json()
-            signature = base64.b64encode(hmac.digest(self.secret, signed, "sha256")).decode("ascii")
-            lines += f"webhook-signature: v1,{signature}\r\n"
-        return lines
 
     def hurry(self) -> None:
         """Make no long pauses any more: the process stops."""
