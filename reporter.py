@@ -33,7 +33,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from itertools import islice
+from functools import partial
 from typing import Protocol
 
 import outbound
@@ -82,10 +82,10 @@ async def roll_windows(
         await asyncio.sleep(min(remaining(), NAP))
         closed = iter(await roll())
         try:
-            while burst := list(islice(closed, BURST)):
-                for start, count in burst:
-                    tell(start, count)
-                await asyncio.sleep(0)
+            for number, (start, count) in enumerate(closed, 1):
+                tell(start, count)
+                if number % BURST == 0:
+                    await asyncio.sleep(0)
         finally:
             for start, count in closed:  # stopped amid a long list
                 tell(start, count)
@@ -301,10 +301,10 @@ class Callbacks:
             self._done(url, "dropped", "left alone for a while, since it keeps failing")
         elif self.method == "GET":
             joint = "&" if len(url.query) > 1 else "" if url.query else "?"
-            self._client.send(url, "GET", f"{url.target}{joint}count={count}", lambda result: self._end(url, result))
+            self._client.send(url, "GET", f"{url.target}{joint}count={count}", partial(self._end, url))
         else:
             body = json.dumps({"count": count, "window": iso(window)}).encode("ascii")
-            self._client.send(url, "POST", url.target, lambda result: self._end(url, result), body=body)
+            self._client.send(url, "POST", url.target, partial(self._end, url), body=body)
 
     def _left_alone(self, url: outbound.Url) -> bool:
         """Return whether an origin is not to be sent this one: after a pause it is tried with a few."""
@@ -376,40 +376,32 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name in ("window", "count", "final"):
-            if name in record.__dict__:
-                line[name] = record.__dict__[name]
+        line |= {name: record.__dict__[name] for name in ("window", "count", "final") if name in record.__dict__}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True)
+        return json.dumps(line)
 
 
 class FileHandler(logging.handlers.WatchedFileHandler):
     """A file that may be moved away. While it can't be written, lines go to stderr, and once the reason."""
 
-    trouble = ""
-    failed = False
+    before = trouble = ""  # why the last line could not be written, and why this one
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
-        self.failed = False
+        self.before, self.trouble = self.trouble, ""
         try:
             super().emit(record)  # which handles that the file can't be written, but not that it can't be opened
         except OSError:
             self.handleError(record)
-        if not self.failed:
-            self.trouble = ""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Write a line to stderr instead, and forget what the file did not take of it: it would be told twice."""
-        self.failed = True
         error = sys.exc_info()[1]
-        trouble = getattr(error, "strerror", None) or repr(error)
+        self.trouble = getattr(error, "strerror", None) or repr(error)
         with contextlib.suppress(OSError, ValueError):
-            if trouble != self.trouble:
-                print(f"can't log to {self.baseFilename}: {trouble}", file=sys.stderr)
+            if self.trouble != self.before:
+                print(f"can't log to {self.baseFilename}: {self.trouble}", file=sys.stderr)
             print(self.format(record), file=sys.stderr, flush=True)
-        self.trouble = trouble
         stream, self.stream = self.stream, None  # the next line opens it again
         if stream is not None:
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
