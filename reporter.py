@@ -71,7 +71,7 @@ def tell(start: int, count: int, *, final: bool = True) -> None:
 async def roll_windows(
     remaining: Callable[[], float],
     roll: Callable[[], Awaitable[Iterable[tuple[int, int]]]],
-    tell: Callable[[int, int], None] = tell,
+    tell: Callable[[int, int], None],
 ) -> None:
     """Close each window at its end and tell its count, for ever.
 
@@ -124,7 +124,7 @@ class Outbox(Protocol):
 
 
 class MemoryOutbox:
-    """The reports of this process."""
+    """The reports of this process, which nobody else delivers."""
 
     def __init__(self) -> None:
         self._reports: deque[Report] = deque()
@@ -141,32 +141,26 @@ class MemoryOutbox:
         self._none.clear()
 
     async def next(self) -> tuple[str, int, int, bool]:
-        """Return the oldest."""
         await self._some.wait()
         return astuple(self._reports[0])
 
     async def keep(self) -> bool:
-        """Nobody else delivers."""
         return True
 
     async def done(self) -> None:
-        """Forget the oldest."""
         self._reports.popleft()
         if not self._reports:
             self._some.clear()
             self._none.set()
 
     async def delivered(self) -> Callable[[int], bool | None]:
-        """Return what tells whether the report of a window, by its start, is delivered."""
         waiting = {report.window for report in self._reports}
         return lambda start: iso(start) not in waiting
 
     async def settle(self) -> None:
-        """Wait until there are none."""
         await self._none.wait()
 
     async def close(self) -> None:
-        """Say what is lost."""
         if self._reports:
             log.error("reports that the webhook did not take, and are lost: %d", len(self._reports))
 
@@ -284,10 +278,8 @@ class Callbacks:
     def parse(self, text: bytes) -> outbound.Url:
         """Read an endpoint. Raises ValueError if it is not one that may be called."""
         url = outbound.parse(text)
-        if url.authorization:
-            raise ValueError("expected no user and password")
-        if not self._client.guard.allows_url(url):
-            raise ValueError("the address may not be reached")
+        if url.authorization or not self._client.guard.allows_url(url):
+            raise ValueError("expected no user and password, and an address that may be reached")
         return url
 
     def full(self, url: outbound.Url) -> bool:
