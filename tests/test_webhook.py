@@ -626,6 +626,7 @@ def test_a_webhook_that_lost_the_lease_stops_before_the_next_attempt(
         await webhook._deliver(reporter.Report(reporter.iso(60), 60, 7))
         assert await outbox.next() == (reporter.iso(60), 60, 7, True), "it is not noted as delivered"
         assert len(receiver.requests) == 3
+        assert webhook.why == "", "another delivers, and knows"
         await webhook.close()
 
     play(test())

@@ -627,6 +627,28 @@ def test_a_log_file_is_appended_to(root_logger: logging.Logger, tmp_path: Path) 
     assert len(logged(tmp_path / "log.1")) == 2
 
 
+def test_why_a_log_file_is_not_written_is_told_once_each_time(
+    root_logger: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, away = tmp_path / "log", tmp_path / "away"
+    folder.mkdir()
+    reporter.log_to(str(folder / "log"), "text", "info")
+    for number in 1, 2:
+        folder.rename(away)
+        reporter.tell(T, number)
+        reporter.tell(T + 60, number)
+        why, *lines = capsys.readouterr().err.splitlines()
+        assert why == f"can't log to {folder / 'log'}: No such file or directory"
+        assert [line.split(": ", 1)[1] for line in lines] == [
+            f"unique ids in 2026-11-22T06:31:00Z: {number}",
+            f"unique ids in 2026-11-22T06:32:00Z: {number}",
+        ]
+        away.rename(folder)
+        reporter.tell(T + 120, number)
+        assert logged(folder / "log")[-1].endswith(f" unique ids in 2026-11-22T06:33:00Z: {number}")
+        assert capsys.readouterr().err == ""
+
+
 def test_a_log_file_that_cannot_be_opened(root_logger: logging.Logger, tmp_path: Path) -> None:
     handlers = root_logger.handlers[:]
     with pytest.raises(OSError, match="missing"):
