@@ -307,6 +307,8 @@ class Admin:
                 async with asyncio.timeout(LINGER):
                     while await reader.read(MAX_HEAD):
                         pass
+        except asyncio.CancelledError:
+            pass  # the process ends; Python 3.11 would log that nobody looked at the task's exception
         finally:
             self._connections -= 1
             writer.transport.abort()

@@ -299,6 +299,14 @@ def test_a_redis_that_refuses_again_at_once_is_told_of(server: servers.Redis) ->
         assert operators.numbers()["verve_store_up"] == 0
 
 
+def test_connections_that_are_open_at_the_stop_leave_no_trace() -> None:
+    with watched() as (program, operators):
+        with support.Client(operators.address), support.Client(operators.address) as asking:
+            assert asking.ask(support.get("/healthz")).status == 200  # the other one was taken before it
+            assert program.stop() == 0
+        assert not [line for line in program.log.join() if "ERROR" in line or "Traceback" in line]
+
+
 def test_who_resets_the_connection_harms_nobody(server: servers.Redis) -> None:
     with watched("--redis-url", server.url) as (program, operators):
         server.freeze()  # so that the answer is not there yet
