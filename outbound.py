@@ -631,7 +631,7 @@ class Client:
             origin.connecting = 0
             origin.fail(OutboundError("stopped"))
             for connection in list(origin.connections):
-                connection.close("stopped")
+                connection.fail("stopped")
 
     def spawn(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
         """Run a coroutine in the background, and keep hold of it."""

@@ -1242,6 +1242,14 @@ def test_closing_ends_everything_with_an_error(net: Net, names: Names, full_list
     net.spin()
 
 
+def test_closing_does_not_take_back_a_status_that_is_known(net: Net) -> None:
+    client = net.client()
+    call = net.send(net.receiver(hang_after(b"HTTP/1.1 200 OK\r\n\r\nsome")).url(), client)
+    net.until(lambda: any(c._status for origin in client._origins.values() for c in origin.connections))
+    client.close()
+    assert call.status == 200
+
+
 def test_what_is_asked_for_after_closing_is_an_error(net: Net, names: Names) -> None:
     receiver = net.receiver(answer())
     names["a.test"] = [["127.0.0.1"]]
