@@ -53,7 +53,7 @@ IDLE_TIME: Final = 15.0  # seconds that a connection without work is kept; many 
 LOOKUP_TIME: Final = 5.0  # seconds that what a look-up gave is used
 SWEEP_TIME: Final = 1.0  # seconds between two looks at what has taken too long
 MAX_HEAD: Final = 32 * 1024  # bytes of a response before its body; more is an error
-MAX_BODY: Final = 64 * 1024  # bytes of a response's body; nobody reads it
+MAX_RESPONSE: Final = 96 * 1024  # bytes of a response; after more its connection is closed. Nobody reads its body
 MAX_URL: Final = 4096  # bytes of a URL
 
 # IANA's registries of special-purpose addresses: what is not globally reachable unicast.
@@ -235,45 +235,31 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.used = False  # it has carried an exchange: the peer may close it when it likes
         self.deadline = 0.0  # loop time at which it is closed
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        # For one exchange.
+        self._parser = httptools.HttpResponseParser(self)
         self._exchange: _Exchange | None = None
-        self._heard = 0  # bytes of the answer
-        self._body = 0
-        self._status = 0
-        self._retry_after = ""
-        self._framed = False  # the body has a length or is chunked; else it ends with the connection
-        self._headed = False  # the head is whole
-        self._complete = self._persists = self._extra = False
 
     def begin(self, exchange: _Exchange) -> None:
         """Send a request."""
         assert self.transport is not None
         self._exchange = exchange
-        self._heard = self._body = self._status = 0
+        self._heard = 0  # bytes of the answer
+        self._status = 0  # until the head is whole, of a response that is not interim (RFC 9110, 15.2)
         self._retry_after = ""
-        self._framed = self._headed = self._complete = self._persists = self._extra = False
+        self._complete = self._persists = False
         self.deadline = self.origin.client.loop.time() + EXCHANGE_TIME
         self.transport.write(exchange.request)
 
     def close(self, error: str = "") -> None:
-        """Close the connection; what is under way ends with `error`."""
-        self._end(OutboundError(error))
+        """Close the connection; what is under way ends with its status if that is known, else with `error`."""
+        self._end(error)
         if self.transport is not None:
             self.transport.abort()
-
-    def fail(self, error: str) -> None:
-        """End what is under way, with its status if that is known, else with an error; close the connection."""
-        if self._headed and self._exchange is not None:
-            self._finish(keep=False)
-        else:
-            self.close(error)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._exchange is None or self._parser is None:
+        if self._exchange is None:
             self.close()  # an answer to nothing
             return
         self._heard += len(data)
@@ -281,81 +267,54 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.close("expected no change of protocol")
-            return
         except httptools.HttpParserError:
-            if not self._complete:
-                self.fail("the response is not HTTP/1.1")
-                return
-            self._extra = True
-        if self._body > MAX_BODY or (self._heard > MAX_HEAD + 8 * MAX_BODY and not self._complete):
-            self.fail(f"the response's body is over {MAX_BODY} bytes")
-        elif self._complete:
-            self._finish(keep=self._persists and not self._extra)
-        elif not self._headed and self._heard > MAX_HEAD:
-            self.close(f"the response's head is over {MAX_HEAD} bytes")
+            self.close("the response is not HTTP/1.1")
+        else:
+            if self._heard > (MAX_RESPONSE if self._status else MAX_HEAD):
+                self.close(f"the response's head is over {MAX_HEAD} bytes")
+            elif self._complete and self._persists:
+                self._end()
+                self.used = True
+                self.origin.free(self)
+            elif self._complete:
+                self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         exchange = self._exchange
-        if exchange is not None:
-            if self._headed:
-                self._finish(keep=False)  # a body without a length ends here; if it was cut, the status holds
-            elif self.used and not self._heard and not exchange.fresh and exchange.repeatable:
-                self._exchange = None
-                exchange.fresh = True
-                self.origin.retry(exchange)
-            else:
-                self._end(OutboundError("the connection was closed before the response's end"))
-        self._parser = None  # it holds methods of this object: a cycle
+        if exchange and self.used and not self._heard and exchange.repeatable and not exchange.fresh:
+            self._exchange = None
+            exchange.fresh = True
+            self.origin.retry(exchange)
+        else:
+            self._end("the connection was closed before the response's end")
+        del self._parser  # it holds methods of this object: a cycle
         self.origin.lost(self)
 
-    def _finish(self, *, keep: bool) -> None:
-        self._end(Response(self._status, self._retry_after))
-        self.used = True
-        if keep and self.transport is not None:
-            self.origin.free(self)
-        elif self.transport is not None:
-            self.transport.abort()
-
-    def _end(self, result: Response | OutboundError) -> None:
+    def _end(self, error: str = "") -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            self.origin.ended(exchange, result)
+            answer = Response(self._status, self._retry_after)
+            self.origin.ended(exchange, answer if self._status else OutboundError(error))
 
     # What httptools calls
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name == b"content-length":
-            self._framed = True
-        elif name == b"transfer-encoding":
-            self._framed = value.lower().endswith(b"chunked")  # RFC 9112, 6.3
-        elif name == b"retry-after":
-            self._retry_after = value.decode("latin-1").strip()[:64]
-
     def on_message_begin(self) -> None:
         if self._complete:
-            self._extra = True  # more than was asked for: not to be trusted further
+            raise ValueError("more than was asked for")  # which ends the parsing: it is not to be trusted further
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"retry-after":
+            self._retry_after = value.decode("latin-1").strip()[:64]
 
     def on_headers_complete(self) -> None:
-        if self._complete:
-            return
-        assert self._parser is not None
-        self._status = self._parser.get_status_code()
-        self._headed = self._status >= 200
-        if self._status in (204, 304):
-            self._framed = True
-
-    def on_body(self, body: bytes) -> None:
-        if not self._complete:
-            self._body += len(body)
+        status = self._parser.get_status_code()
+        self._status = status if status >= 200 else 0
 
     def on_message_complete(self) -> None:
-        assert self._parser is not None
-        if self._headed and not self._complete:  # an interim response (RFC 9110, 15.2) is followed by another
+        if self._status:  # an interim response is followed by another
             self._complete = True
             self._persists = self._parser.should_keep_alive()
-        self._framed = self._framed and self._headed
 
 
 class _Origin:
@@ -612,7 +571,7 @@ class Client:
         now = self.loop.time()
         for key, origin in list(self._origins.items()):
             for connection in [c for c in origin.connections if c.deadline < now]:
-                connection.fail(f"no response within {EXCHANGE_TIME:g} s")
+                connection.close(f"no response within {EXCHANGE_TIME:g} s")
             origin.fail(DroppedError(f"waited {QUEUE_TIME:g} s for a connection"), now - QUEUE_TIME)
             if not (origin.connections or origin.connecting or origin.queue):
                 self.hungry.pop(origin, None)
@@ -631,7 +590,7 @@ class Client:
             origin.connecting = 0
             origin.fail(OutboundError("stopped"))
             for connection in list(origin.connections):
-                connection.fail("stopped")
+                connection.close("stopped")
 
     def spawn(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
         """Run a coroutine in the background, and keep hold of it."""
