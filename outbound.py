@@ -233,7 +233,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, origin: "_Origin") -> None:
         self.origin = origin
         self.transport: asyncio.Transport | None = None
-        self.used = False  # it has carried an exchange: the peer may close it when it likes
+        self.used = False  # it has been without work: the peer may close it when it likes
         self.deadline = 0.0  # loop time at which it is closed
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: _Exchange | None = None
@@ -274,7 +274,6 @@ class _Connection(asyncio.Protocol):
                 self.close(f"the response's head is over {MAX_HEAD} bytes")
             elif self._complete and self._persists:
                 self._end()
-                self.used = True
                 self.origin.free(self)
             elif self._complete:
                 self.close()
@@ -284,7 +283,6 @@ class _Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange and self.used and not self._heard and exchange.repeatable and not exchange.fresh:
             self._exchange = None
-            exchange.fresh = True
             self.origin.retry(exchange)
         else:
             self._end("the connection was closed before the response's end")
@@ -323,17 +321,18 @@ class _Origin:
     def __init__(self, client: "Client", key: tuple[bool, str, int]) -> None:
         self.client = client
         self.key = key
+        self.pending = 0  # exchanges that wait or are under way
         self.queue: deque[_Exchange] = deque()
         self.connections: set[_Connection] = set()
         self.idle: list[_Connection] = []
         self.connecting = 0
-        self.under_way = 0  # exchanges that a connection carries
 
     def submit(self, exchange: _Exchange) -> None:
         """Carry out an exchange as soon as a connection is free."""
+        self.pending += 1
         self.queue.append(exchange)
         if self.idle:
-            self._begin(self.idle.pop())
+            self.idle.pop().begin(self.queue.popleft())
         else:
             self.grow()
 
@@ -352,21 +351,21 @@ class _Origin:
         client.spawn(self._connect())
 
     def free(self, connection: _Connection) -> None:
-        """Give a connection that has nothing to do the next exchange, or keep it."""
-        if connection.used and self.queue and self.queue[0].fresh:
+        """Give a connection that has nothing more to do the next exchange, or keep it."""
+        connection.used = True
+        if self.queue and self.queue[0].fresh:
             connection.close()  # as old as the one that was closed
         elif self.client.hungry and (len(self.connections) > 1 or not self.queue):
             connection.close()  # its place goes to an origin that has none
         elif self.queue:
-            self._begin(connection)
+            connection.begin(self.queue.popleft())
         else:
-            connection.used = True
             connection.deadline = self.client.loop.time() + IDLE_TIME
             self.idle.append(connection)
 
     def retry(self, exchange: _Exchange) -> None:
         """Carry an exchange out again, on a fresh connection."""
-        self.under_way -= 1
+        exchange.fresh = True
         while self.idle:  # they are as old as the one that was closed
             self.idle.pop().close()
         self.queue.appendleft(exchange)
@@ -383,8 +382,8 @@ class _Origin:
         self.grow()
 
     def ended(self, exchange: _Exchange, result: Response | OutboundError) -> None:
-        """Tell what became of an exchange that was under way."""
-        self.under_way -= 1
+        """Tell what became of an exchange."""
+        self.pending -= 1
         self.client.ended(exchange.done, result)
 
     def fail(self, error: OutboundError, until: float = math.inf) -> None:
@@ -393,11 +392,7 @@ class _Origin:
         while self.queue and self.queue[0].since <= until:
             gone.append(self.queue.popleft())
         for exchange in gone:
-            self.client.ended(exchange.done, error)
-
-    def _begin(self, connection: _Connection) -> None:
-        self.under_way += 1
-        connection.begin(self.queue.popleft())
+            self.ended(exchange, error)
 
     async def _connect(self) -> None:
         since = self.client.loop.time()
@@ -415,7 +410,10 @@ class _Origin:
         else:
             self.connecting -= 1
             self.connections.add(connection)
-            self.free(connection)
+            if self.queue:
+                connection.begin(self.queue.popleft())
+            else:
+                self.free(connection)
             self.grow()
             return
         self.connecting -= 1
@@ -524,7 +522,7 @@ class Client:
     def waiting(self, url: Url) -> int:
         """Return how many exchanges of the URL's origin wait or are under way."""
         origin = self._origins.get(url.origin)
-        return len(origin.queue) + origin.under_way if origin else 0
+        return origin.pending if origin else 0
 
     def drop(self, url: Url, error: OutboundError) -> None:
         """End what waits for the URL's origin, but not what is under way."""
