@@ -33,7 +33,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import unquote_to_bytes
 
@@ -56,19 +56,18 @@ MAX_HEAD: Final = 32 * 1024  # bytes of a response before its body; more is an e
 MAX_RESPONSE: Final = 96 * 1024  # bytes of a response; after more its connection is closed. Nobody reads its body
 MAX_URL: Final = 4096  # bytes of a URL
 
-# IANA's registries of special-purpose addresses: what is not globally reachable unicast.
-_CLOSED_4 = [
-    IPv4Network(block)
+# IANA's registries of special-purpose addresses: what is not globally reachable unicast. Written down, as Python's
+# `is_global` has exceptions and changes with its version.
+_CLOSED = [
+    ip_network(block)
     for block in (
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
         *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
-        *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "3fff::/20"),
     )
 ]
-_OPEN_6 = IPv6Network("2000::/3")
-_CLOSED_6 = [IPv6Network(block) for block in ("2001::/23", "2001:db8::/32", "3fff::/20")]
+_OPEN_6 = IPv6Network("2000::/3")  # of IPv6, all else is closed
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
-_6TO4 = IPv6Network("2002::/16")  # RFC 3056: the 32 bits after the first 16 are
 METADATA = (ip_address("169.254.169.254"), ip_address("fd00:ec2::254"))
 
 _url = re.compile(
@@ -109,14 +108,6 @@ class Url(NamedTuple):
     def origin(self) -> tuple[bool, str, int]:
         """Scheme, host and port: what a connection is good for."""
         return self[:3]
-
-    @property
-    def address(self) -> Address | None:
-        """The host as an address, if it is one."""
-        try:
-            return ip_address(self.host)
-        except ValueError:
-            return None
 
     @property
     def place(self) -> str:
@@ -175,32 +166,27 @@ class Guard:
             return True
         inner = _inner(address)
         if inner in METADATA:
-            return any(block.num_addresses == 1 and inner in block for block in self._allow)
-        if any(inner in block for block in self._allow if block.version == inner.version):
+            return ip_network(inner) in self._allow
+        if any(inner in block for block in self._allow):
             return True
-        if isinstance(inner, IPv4Address):
-            return not any(inner in block for block in _CLOSED_4)
-        return inner in _OPEN_6 and not any(inner in block for block in _CLOSED_6)
+        return (inner.version == 4 or inner in _OPEN_6) and not any(inner in block for block in _CLOSED)
 
     def allows_url(self, url: Url) -> bool:
         """Return False if the URL's host alone says that it may not be reached; names are judged when looked up."""
-        address = url.address
-        if address is None and url.host.removesuffix(".").rpartition(".")[2] == "localhost":  # RFC 6761, 6.3
+        if url.host.removesuffix(".").rpartition(".")[2] == "localhost":  # RFC 6761, 6.3
             return self.allows(IPv4Address("127.0.0.1")) or self.allows(IPv6Address("::1"))
-        return address is None or self.allows(address)
+        try:
+            return self.allows(ip_address(url.host))
+        except ValueError:
+            return True
 
 
 def _inner(address: Address) -> Address:
     """Return the IPv4 address that an IPv6 address leads to, or the address itself."""
     if isinstance(address, IPv6Address):
-        if address.ipv4_mapped:
-            return address.ipv4_mapped
         if address in _NAT64:
             return IPv4Address(int(address) & 0xFFFFFFFF)
-        if address in _6TO4:
-            return IPv4Address(int(address) >> 80 & 0xFFFFFFFF)
-        if address.scope_id:
-            return IPv6Address(int(address))
+        return address.ipv4_mapped or address.sixtofour or IPv6Address(int(address))  # without its scope
     return address
 
 
