@@ -392,7 +392,7 @@ class _Origin:
         except ssl.SSLError as failure:
             error = OutboundError(f"TLS failed: {failure.reason or 'certificate not accepted'}")
         except (OSError, ValueError) as failure:
-            error = OutboundError(getattr(failure, "strerror", None) or type(failure).__name__)
+            error = OutboundError(getattr(failure, "strerror", None) or str(failure) or type(failure).__name__)
         else:
             self.connecting -= 1
             self.connections.add(connection)

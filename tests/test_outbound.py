@@ -1609,6 +1609,20 @@ def test_look_ups_that_nobody_waits_for_count_until_they_end(
     assert net.status(receiver.url(host="b.test")) == 200
 
 
+def test_without_a_thread_a_look_up_is_an_error(net: Net, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "LOOKUPS", 1)
+    receiver = net.receiver(answer())
+    names["a.test"] = names["b.test"] = [["127.0.0.1"]]
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        assert net.error(receiver.url(host="a.test")) == "no thread to look the name up"
+    assert net.status(receiver.url(host="b.test")) == 200
+
+
 HANGING = """
 import asyncio, threading, uvloop, outbound
 asked = threading.Event()
