@@ -33,13 +33,14 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
 
-Result = TypeVar("Result")
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -200,17 +201,15 @@ class Response(NamedTuple):
 Done = Callable[[Response | OutboundError], None]
 
 
+@dataclass(slots=True)
 class _Exchange:
     """A request on its way, and whom to tell what became of it."""
 
-    __slots__ = ("done", "fresh", "repeatable", "request", "since")
-
-    def __init__(self, request: bytes, done: Done, since: float, repeatable: bool) -> None:
-        self.request = request
-        self.done = done
-        self.repeatable = repeatable  # the receiver may see it twice
-        self.since = since  # loop time at which it was asked for
-        self.fresh = False  # to be tried on a fresh connection: it met one that the peer had closed
+    request: bytes
+    done: Done
+    since: float  # loop time at which it was asked for
+    repeatable: bool  # the receiver may see it twice
+    fresh: bool = False  # to be tried on a fresh connection: it met one that the peer had closed
 
 
 class _Connection(asyncio.Protocol):
@@ -437,11 +436,11 @@ class _Origin:
 class Client:
     """Exchanges with any number of origins."""
 
-    def __init__(self, guard: Guard, per_origin: int = CONNECTIONS, in_all: int = 0) -> None:
-        """At most `in_all` connections are open; without it, ALL_CONNECTIONS."""
+    def __init__(self, guard: Guard, per_origin: int = CONNECTIONS, in_all: int = ALL_CONNECTIONS) -> None:
+        """At most so many connections are open, to one origin and to all."""
         self.guard = guard
         self.per_origin = per_origin
-        self.in_all = in_all or ALL_CONNECTIONS
+        self.in_all = in_all
         self.loop = asyncio.get_running_loop()
         self.connections = 0  # open or opening
         self.pending = 0  # exchanges that wait or are under way
@@ -453,16 +452,14 @@ class Client:
         self._settled = asyncio.Event()
         self._settled.set()
         self._closed = False
-        self._tls: ssl.SSLContext | None = None
         self._sweep = self.loop.call_later(SWEEP_TIME, self.sweep)
 
-    @property
+    @cached_property
     def tls(self) -> ssl.SSLContext:
         """The settings of TLS: verified by the system's authorities, made when first needed."""
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-            self._tls.set_alpn_protocols(["http/1.1"])
-        return self._tls
+        tls = ssl.create_default_context()
+        tls.set_alpn_protocols(["http/1.1"])
+        return tls
 
     def send(
         self,
@@ -480,8 +477,6 @@ class Client:
         `fields` are lines of the head, each with its CRLF; they and `target` must come from checked parts. GET is
         `repeatable` always (RFC 9110, 9.2.2).
         """
-        repeatable = repeatable or method == "GET"
-        exchange = _Exchange(request(url, method, target, fields, body), done, self.loop.time(), repeatable)
         if self._closed:
             self.loop.call_soon(done, OutboundError("stopped"))
             return
@@ -490,14 +485,16 @@ class Client:
             origin = self._origins[url.origin] = _Origin(self, url.origin)
         self.pending += 1
         self._settled.clear()
-        origin.submit(exchange)
+        repeatable = repeatable or method == "GET"
+        origin.submit(_Exchange(request(url, method, target, fields, body), done, self.loop.time(), repeatable))
 
     async def exchange(self, url: Url, method: str, fields: str, body: bytes) -> Response:
         """Send a request, which may arrive twice, and return the response. Raises OutboundError."""
         answer: asyncio.Future[Response | OutboundError] = self.loop.create_future()
 
         def done(result: Response | OutboundError) -> None:
-            _tell(answer, result)
+            if not answer.done():  # who waited may have gone
+                answer.set_result(result)
 
         self.send(url, method, url.target, done, fields=fields, body=body, repeatable=True)
         result = await answer
@@ -576,7 +573,7 @@ class Client:
             for connection in list(origin.connections):
                 connection.close("stopped")
 
-    def spawn(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine in the background, and keep hold of it."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
@@ -594,46 +591,39 @@ class Client:
         return await asyncio.shield(task)  # others may wait for it too
 
     async def _resolve(self, host: str) -> list[Address]:
+        answer: asyncio.Future[list[Address] | Exception] = self.loop.create_future()
+
+        def look_up() -> None:
+            found: list[Address] | Exception
+            try:
+                found = resolve(host)
+            except Exception as error:
+                found = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self.loop.call_soon_threadsafe(tell, found)
+
+        def tell(found: list[Address] | Exception) -> None:
+            self._lookups.release()
+            if not answer.done():  # it took too long
+                answer.set_result(found)
+
         async with asyncio.timeout(CONNECT_TIME):
             await self._lookups.acquire()  # until the thread ends, which may be long after anybody waits for it
-            answer: asyncio.Future[list[Address]] = self.loop.create_future()
             try:
                 # A daemon: a resolver can take half a minute, and the process's end is not to wait for it.
-                threading.Thread(target=self._look_up, args=(host, answer), name="lookup", daemon=True).start()
+                threading.Thread(target=look_up, name="lookup", daemon=True).start()
             except RuntimeError:
-                self._lookups.release()
-                raise OSError("no thread to look the name up") from None
-            return await answer
-
-    def _look_up(self, host: str, answer: "asyncio.Future[list[Address]]") -> None:
-        """Look a host up, in a thread."""
-        found: list[Address] | Exception
-        try:
-            found = resolve(host)
-        except Exception as error:
-            found = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self.loop.call_soon_threadsafe(self._looked_up, answer, found)
-
-    def _looked_up(self, answer: "asyncio.Future[list[Address]]", found: list[Address] | Exception) -> None:
-        self._lookups.release()
-        if answer.done():
-            return  # it took too long
+                tell(OSError("no thread to look the name up"))
+            found = await answer
         if isinstance(found, Exception):
-            answer.set_exception(found)
-        else:
-            answer.set_result(found)
+            raise found
+        return found
 
 
 def resolve(host: str) -> list[Address]:
     """Look a host up, waiting for it; return its addresses. Raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(ip_address(address[0]) for *_, address in found))
-
-
-def _tell(answer: "asyncio.Future[Response | OutboundError]", result: Response | OutboundError) -> None:
-    if not answer.done():
-        answer.set_result(result)
 
 
 def request(url: Url, method: str, target: str, fields: str, body: bytes) -> bytes:

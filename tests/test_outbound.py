@@ -883,8 +883,8 @@ def test_a_hanging_origin_holds_up_no_other(net: Net) -> None:
     assert bad.most <= outbound.CONNECTIONS
 
 
-def test_all_origins_share_a_bound_and_half_of_it_is_for_newcomers(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbound, "ALL_CONNECTIONS", 4)
+def test_all_origins_share_a_bound_and_half_of_it_is_for_newcomers(net: Net) -> None:
+    net.plain = net.client(in_all=4)
     greedy_gate, gate = asyncio.Event(), asyncio.Event()
     greedy = net.receiver(hold(greedy_gate))
     stuck = [net.send(greedy.url()) for _ in range(10)]
@@ -903,8 +903,8 @@ def test_all_origins_share_a_bound_and_half_of_it_is_for_newcomers(net: Net, mon
     assert {call.status for call in stuck + calls} == {200}
 
 
-def test_an_idle_connection_makes_room_for_another_origin(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbound, "ALL_CONNECTIONS", 3)
+def test_an_idle_connection_makes_room_for_another_origin(net: Net) -> None:
+    net.plain = net.client(in_all=3)
     full = [net.receiver(answer(), f"127.0.0.{number}") for number in (1, 2, 3)]
     assert net.ask(*(receiver.url() for receiver in full)) == [Response(200, "")] * 3
     late = net.receiver(answer(), "127.0.0.4")
@@ -916,8 +916,8 @@ def test_an_idle_connection_makes_room_for_another_origin(net: Net, monkeypatch:
     assert late.most == 1
 
 
-def test_a_busy_origin_gives_a_place_to_one_that_has_none(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbound, "ALL_CONNECTIONS", 4)
+def test_a_busy_origin_gives_a_place_to_one_that_has_none(net: Net) -> None:
+    net.plain = net.client(in_all=4)
     tick, never = asyncio.Semaphore(0), asyncio.Event()
 
     async def play(peer: Peer) -> None:
@@ -947,8 +947,8 @@ def test_a_busy_origin_gives_a_place_to_one_that_has_none(net: Net, monkeypatch:
     net.finish(*work, *stuck)
 
 
-def test_with_more_origins_than_connections_all_are_served(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbound, "ALL_CONNECTIONS", 2)
+def test_with_more_origins_than_connections_all_are_served(net: Net) -> None:
+    net.plain = net.client(in_all=2)
     receivers = [net.receiver(answer(), f"127.0.0.{number}") for number in range(1, 13)]
     urls = [receiver.url() for receiver in receivers for _ in range(5)]
     assert net.ask(*urls) == [Response(200, "")] * 60
@@ -1035,7 +1035,7 @@ def test_the_next_in_the_queue_goes_on_after_a_failure(net: Net) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_in_the_greatest_disorder_each_exchange_ends_once(net: Net, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Receivers that do at each turn one of many things, with too few connections and too little time."""
-    for name, value in {"ALL_CONNECTIONS": 8, "EXCHANGE_TIME": 0.1, "QUEUE_TIME": 0.5, "IDLE_TIME": 0.05}.items():
+    for name, value in {"EXCHANGE_TIME": 0.1, "QUEUE_TIME": 0.5, "IDLE_TIME": 0.05}.items():
         monkeypatch.setattr(outbound, name, value)
     chance = random.Random(seed)
     turns: list[tuple[bytes, str]] = [
@@ -1056,7 +1056,7 @@ def test_in_the_greatest_disorder_each_exchange_ends_once(net: Net, monkeypatch:
             await peer.reset()
 
     bad = [net.receiver(play, f"127.0.0.{number}") for number in range(1, 11)]
-    client = net.client(per_origin=3)
+    client = net.client(per_origin=3, in_all=8)
     calls = []
     for _ in range(15):
         calls += [net.send(chance.choice(bad).url(), client) for _ in range(20)]
