@@ -1,6 +1,7 @@
 """One outbound HTTP/1.1 exchange at a time on each of a few connections to an origin.
 
-    client.send(parse(b"http://example.com/seen"), "GET", target, done)    # done(Response | OutboundError), once
+    url = parse(b"http://example.com/seen")
+    client.send(url, request(url, "GET", url.target), done, repeatable=True)    # done(Response | OutboundError), once
 
 An origin is scheme, host and port. Its exchanges wait in its own queue; each of its connections, at most CONNECTIONS,
 takes the next when it has finished one, and is kept open for a while when there is none. So an origin that is slow
@@ -152,6 +153,21 @@ def parse(text: bytes) -> Url:
         pair = user if b":" in user else user + b":"  # RFC 7617
         basic = "Basic " + base64.b64encode(unquote_to_bytes(pair)).decode("ascii")
     return Url(secure, name, number, (path or b"/").decode("ascii"), (query or b"").decode("ascii"), basic)
+
+
+def request(url: Url, method: str, target: str, fields: str = "", body: bytes = b"") -> bytes:
+    """Return a request's bytes.
+
+    `fields` are lines of the head, each with its CRLF; they and `target` must come from checked parts.
+    """
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    port = "" if url.port == (443 if url.secure else 80) else f":{url.port}"
+    head = f"{method} {target} HTTP/1.1\r\nHost: {host}{port}\r\nUser-Agent: verve\r\n{fields}"
+    if url.authorization:
+        head += f"Authorization: {url.authorization}\r\n"
+    if body or method == "POST":
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return head.encode("ascii") + b"\r\n" + body
 
 
 class Guard:
@@ -461,21 +477,10 @@ class Client:
         tls.set_alpn_protocols(["http/1.1"])
         return tls
 
-    def send(
-        self,
-        url: Url,
-        method: str,
-        target: str,
-        done: Done,
-        *,
-        fields: str = "",
-        body: bytes = b"",
-        repeatable: bool = False,
-    ) -> None:
-        """Send a request; `done` is called once, never from within, with the response or the error.
+    def send(self, url: Url, request: bytes, done: Done, *, repeatable: bool) -> None:
+        """Send a request to the URL's origin; `done` is called once, never from within, with the response or the error.
 
-        `fields` are lines of the head, each with its CRLF; they and `target` must come from checked parts. GET is
-        `repeatable` always (RFC 9110, 9.2.2).
+        What is `repeatable` may arrive twice: GET always is (RFC 9110, 9.2.2).
         """
         if self._closed:
             self.loop.call_soon(done, OutboundError("stopped"))
@@ -485,10 +490,9 @@ class Client:
             origin = self._origins[url.origin] = _Origin(self, url.origin)
         self.pending += 1
         self._settled.clear()
-        repeatable = repeatable or method == "GET"
-        origin.submit(_Exchange(request(url, method, target, fields, body), done, self.loop.time(), repeatable))
+        origin.submit(_Exchange(request, done, self.loop.time(), repeatable))
 
-    async def exchange(self, url: Url, method: str, fields: str, body: bytes) -> Response:
+    async def exchange(self, url: Url, request: bytes) -> Response:
         """Send a request, which may arrive twice, and return the response. Raises OutboundError."""
         answer: asyncio.Future[Response | OutboundError] = self.loop.create_future()
 
@@ -496,7 +500,7 @@ class Client:
             if not answer.done():  # who waited may have gone
                 answer.set_result(result)
 
-        self.send(url, method, url.target, done, fields=fields, body=body, repeatable=True)
+        self.send(url, request, done, repeatable=True)
         result = await answer
         if isinstance(result, OutboundError):
             raise result
@@ -624,15 +628,3 @@ def resolve(host: str) -> list[Address]:
     """Look a host up, waiting for it; return its addresses. Raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(ip_address(address[0]) for *_, address in found))
-
-
-def request(url: Url, method: str, target: str, fields: str, body: bytes) -> bytes:
-    """Return a request's bytes."""
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    port = "" if url.port == (443 if url.secure else 80) else f":{url.port}"
-    head = f"{method} {target} HTTP/1.1\r\nHost: {host}{port}\r\nUser-Agent: verve\r\n{fields}"
-    if url.authorization:
-        head += f"Authorization: {url.authorization}\r\n"
-    if body or method == "POST":
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    return head.encode("ascii") + b"\r\n" + body

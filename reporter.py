@@ -222,8 +222,9 @@ class Webhook:
         if self.secret:
             signature = hmac.digest(self.secret, f"{name}.{timestamp}.".encode("ascii") + body, "sha256")
             fields += f"webhook-signature: v1,{base64.b64encode(signature).decode('ascii')}\r\n"
+        request = outbound.request(self.url, "POST", self.url.target, fields, body)
         try:
-            response = await self._client.exchange(self.url, "POST", fields, body)
+            response = await self._client.exchange(self.url, request)
         except outbound.OutboundError as error:
             return str(error), 0.0
         if 200 <= response.status < 300:
@@ -291,12 +292,14 @@ class Callbacks:
         """Send a count."""
         if url.origin in self._failing and self._left_alone(url):
             self._done(url, "dropped", "left alone for a while, since it keeps failing")
-        elif self.method == "GET":
+            return
+        if self.method == "GET":
             joint = "&" if len(url.query) > 1 else "" if url.query else "?"
-            self._client.send(url, "GET", f"{url.target}{joint}count={count}", partial(self._end, url))
+            request = outbound.request(url, "GET", f"{url.target}{joint}count={count}")
         else:
             body = json.dumps({"count": count, "window": iso(window)}).encode("ascii")
-            self._client.send(url, "POST", url.target, partial(self._end, url), body=body)
+            request = outbound.request(url, "POST", url.target, body=body)
+        self._client.send(url, request, partial(self._end, url), repeatable=self.method == "GET")
 
     def _left_alone(self, url: outbound.Url) -> bool:
         """Return whether an origin is not to be sent this one: after a pause it is tried with a few."""

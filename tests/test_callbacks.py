@@ -404,6 +404,21 @@ def test_a_connection_that_is_reset_is_warned_of(spy: Spy) -> None:
         assert len(receiver.requests) == 1, "it was a fresh connection"
 
 
+@pytest.mark.parametrize(("method", "times", "outcome"), [("GET", 2, ": status 200"), ("POST", 1, " failed: .*closed")])
+def test_a_get_on_an_old_connection_that_is_reset_is_sent_again(
+    receiver: Receiver, method: str, times: int, outcome: str
+) -> None:
+    receiver.answers += [Answer(), Answer(RESET)]
+    flags = ("--callback-method", method, "--log-level", "debug")
+    with support.verve(*LONG, *ALLOW, *flags) as program, support.Client(program.address) as client:
+        assert client.ask(request(1, receiver.url)).status == 200
+        program.log.wait_for(f"callback to {receiver.url}: status 200$")
+        start = len(program.log.all)
+        assert client.ask(request(2, receiver.url)).status == 200
+        program.log.wait_for(f"callback to {receiver.url}{outcome}", start)
+    assert len(receiver.requests) == 1 + times
+
+
 def test_a_port_that_is_closed_is_warned_of(spy: Spy) -> None:
     with Receiver() as gone:
         pass
@@ -468,8 +483,7 @@ class Scripted:
     def send(
         self,
         url: outbound.Url,
-        _method: str,
-        _target: str,
+        _request: bytes,
         done: Callable[[outbound.Response | outbound.OutboundError], None],
         **_: object,
     ) -> None:

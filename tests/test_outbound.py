@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from support import ROOT
 
 import outbound
-from outbound import Client, DroppedError, ForbiddenError, Guard, OutboundError, Response, Url, parse
+from outbound import Client, DroppedError, ForbiddenError, Guard, OutboundError, Response, Url, parse, request
 
 Value = TypeVar("Value")
 Result = Response | OutboundError
@@ -196,7 +196,8 @@ class Net:
         """Begin an exchange."""
         call = Call()
         self.calls.append(call)
-        (client or self.plain).send(url, method, url.target, call.results.append, body=body)
+        data = request(url, method, url.target, body=body)
+        (client or self.plain).send(url, data, call.results.append, repeatable=method == "GET")
         assert call.results == [], "told from within"
         return call
 
@@ -809,7 +810,7 @@ def test_a_post_is_tried_again_only_if_it_may_be(net: Net) -> None:
         assert net.status(receiver.url()) == 200
         url = receiver.url()
         answers: list[outbound.Response | outbound.OutboundError] = []
-        net.plain.send(url, "POST", "/", answers.append, body=b"{}", repeatable=again)
+        net.plain.send(url, request(url, "POST", "/", body=b"{}"), answers.append, repeatable=again)
         net.until(lambda: bool(answers))  # noqa: B023
         assert (outcome in str(answers[0])) if outcome else answers[0] == outbound.Response(200, "")
         assert len(receiver.requests) == 2 + again
@@ -1002,7 +1003,7 @@ def test_who_asks_again_when_told_is_not_told_for_ever(net: Net) -> None:
         told.append(result)
         again.append(net.send(receiver.url(), client))
 
-    client.send(receiver.url(), "GET", "/", done)
+    client.send(receiver.url(), request(receiver.url(), "GET", "/"), done, repeatable=True)
     client.drop(receiver.url(), DroppedError("enough"))
     assert [str(result) for result in told] == ["enough"]
     gate.set()
@@ -1085,7 +1086,7 @@ def test_who_fails_when_told_harms_no_other(net: Net) -> None:
     good, bad = net.receiver(answer()), parse(b"http://127.0.0.9:%d/" % net.receiver(answer()).port)
     for url in (good.url(), bad):
         for _ in range(3):
-            net.plain.send(url, "GET", "/", done)
+            net.plain.send(url, request(url, "GET", "/"), done, repeatable=True)
     net.run(net.plain.settle())
     assert len(told) == len(net.errors) == 6
     net.errors.clear()
@@ -1272,7 +1273,10 @@ def test_an_exchange_can_be_awaited_or_left(net: Net) -> None:
     gate = asyncio.Event()
     good, held = net.receiver(answer()), net.receiver(hold(gate), "127.0.0.2")
     bad = net.receiver(last_words(b"no"), "127.0.0.3")
-    ask = functools.partial(net.plain.exchange, method="POST", fields="A: b\r\n", body=b"{}")
+
+    def ask(url: Url) -> Coroutine[Any, Any, Response]:
+        return net.plain.exchange(url, request(url, "POST", url.target, "A: b\r\n", b"{}"))
+
     assert net.run(ask(good.url("/x"))) == Response(200, "")
     assert good.requests[0].startswith(b"POST /x HTTP/1.1\r\n")
     assert b"\r\nA: b\r\n" in good.requests[0]
@@ -1631,7 +1635,7 @@ def resolve(host):
     threading.Event().wait()
 async def main():
     client = outbound.Client(outbound.Guard())
-    client.send(outbound.parse(b"http://lost.test/"), "GET", "/", print)
+    client.send(outbound.parse(b"http://lost.test/"), b"", print, repeatable=True)
     while not asked.is_set():
         await asyncio.sleep(0.01)
     client.close()
@@ -1817,7 +1821,7 @@ def test_whatever_is_parsed_makes_one_well_formed_request(text: bytes, method: s
         url = parse(text)
     except ValueError:
         return
-    data = outbound.request(url, method, url.target, "", body)
+    data = request(url, method, url.target, body=body)
     head, end, rest = data.partition(b"\r\n\r\n")
     assert (end, rest) == (b"\r\n\r\n", body)
     start, *lines = head.split(b"\r\n")
