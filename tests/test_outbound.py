@@ -467,6 +467,17 @@ def test_the_time_to_try_again_is_passed_on(net: Net) -> None:
     assert len(long.retry_after) <= 64
 
 
+def test_the_time_to_try_again_is_that_of_the_answer_and_not_of_the_last(net: Net) -> None:
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n")
+        await answer()(peer)
+
+    receiver = net.receiver(play)
+    assert [net.ask(receiver.url()) for _ in range(2)] == [[Response(503, "7")], [Response(200, "")]]
+    assert receiver.accepted == 1
+
+
 def test_a_redirect_is_not_followed(net: Net) -> None:
     other = net.receiver(answer())
     place = f"http://127.0.0.1:{other.port}/".encode()
@@ -1950,7 +1961,7 @@ METADATA = ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "
 @pytest.mark.parametrize("block", ["0.0.0.0/0", "169.254.0.0/16", "169.254.169.0/24", "169.254.169.254/31", "::/0"])
 def test_a_block_does_not_allow_the_metadata_address(block: str) -> None:
     guard = Guard([ip_network(block)])
-    assert not any(guard.allows(ip_address(text)) for text in (*METADATA, "fd00:ec2::254"))
+    assert not any(guard.allows(ip_address(text)) for text in (*METADATA, "fd00:ec2::254", "fd00:ec2::254%lo"))
     assert guard.allows(ip_address("169.254.169.255")) == (ip_address("169.254.169.255") in ip_network(block))
 
 
