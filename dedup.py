@@ -903,32 +903,39 @@ class RedisStore(Store):
 
     async def _batch(self) -> None:
         """Store the ids that wait, in one round trip; tell who waits for them, and of those that are new."""
-        counted, self._counted = self._counted[:MAX_COUNTED], self._counted[MAX_COUNTED:]
-        plain, self._numbers = self._numbers[:MAX_BATCH], self._numbers[MAX_BATCH:]
-        first = [number for number, _, _ in counted]  # an id that is in both is new to the one who wants to be told
-        numbers = first + plain
-        dones = [done for _, done, _ in counted] + self._dones[:MAX_BATCH]
-        self._dones = self._dones[MAX_BATCH:]
+        counted, numbers, dones = self._counted, self._numbers, self._dones
+        self._counted, self._numbers, self._dones = counted[MAX_COUNTED:], numbers[MAX_BATCH:], dones[MAX_BATCH:]
+        if self._numbers:
+            numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
         deadline = self._since + self.timeout
         self._since = self._loop.time()  # of what is left: later than it came, but never a deadline for what comes
+        first: list[int] = []
+        if counted:
+            counted = counted[:MAX_COUNTED]
+            first = [number for number, _, _ in counted]  # an id that is in both is new to the one who wants to be told
+            dones = [done for _, done, _ in counted] + dones
 
         def pack(key: str) -> bytes:
-            if not counted:
-                return packed(("SADD", key), plain)
-            return packed(("EVAL", COUNT, "1", key, str(len(first)), *map(str, first)), plain)
+            if first:
+                return packed(("EVAL", COUNT, "1", key, str(len(first)), *map(str, first)), numbers)
+            return packed(("SADD", key), numbers)
 
         window, refused, reply = await self._store(pack, deadline, dones)
         self._note(refused)
         if refused:
             self.tell(dones, REFUSED)
             return
+        numbers = first + numbers
         if window != self.window:  # that ended while the batch was under way
             for ids in [ids for past, ids in self._past if past == window]:
                 ids.add(numbers)
         elif self.count < self.max_ids:
             self.count += self._ids.add(numbers)
         self.tell(dones, STORED)
-        new, *each = reply if counted else [reply]
+        if not counted:
+            self._new += reply
+            return
+        new, *each = reply
         self._new += new
         for (_, _, tell), first_time, count in zip(counted, each[::2], each[1::2], strict=True):
             if first_time:
