@@ -218,7 +218,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number, stop)
     if worker.parent >= 0:
-        loop.add_reader(worker.parent, on_orphaned, worker.parent, stop)
+        loop.add_reader(worker.parent, on_orphaned, worker.parent, sock, stop)
 
     store = open_store(config, worker.untold[0])
     answers = http1.Answers()
@@ -278,6 +278,8 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     if webhook:
         webhook.hurry()
     server.start_drain()
+    if worker.parent < 0:  # else the parent does, if all workers are to stop
+        refuse_new(sock)
     await close_door(server, listener, sock)
     patience = config.drain_timeout - min(2.0, config.drain_timeout / 3)  # the rest is for the reports
     cut = await server.drain(patience)
@@ -308,8 +310,7 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
 
 
 async def close_door(server: http1.Server, listener: asyncio.Server, sock: socket.socket) -> None:
-    """Take no new connection, but every one that was made."""
-    refuse_new(sock)
+    """Take no new connection, but every one that was made; of a worker that stops alone, the parent keeps the rest."""
     await asyncio.sleep(HANDSHAKE)
     with contextlib.suppress(OSError):  # the kernel holds no more
         while True:
@@ -447,10 +448,11 @@ def on_signal(number: int, stop: "asyncio.Future[None]") -> None:
         stop.set_result(None)
 
 
-def on_orphaned(pipe: int, stop: "asyncio.Future[None]") -> None:
+def on_orphaned(pipe: int, sock: socket.socket, stop: "asyncio.Future[None]") -> None:
     """Stop a worker whose parent died."""
     asyncio.get_running_loop().remove_reader(pipe)
     log.error("the parent process is gone")
+    refuse_new(sock)
     if not stop.done():
         stop.set_result(None)
 
@@ -524,6 +526,9 @@ class Parent:
 
     def stop(self) -> None:
         """Have the workers end and start no more; the second time, end them."""
+        if not self.stopping:
+            for sock in self.socks:  # and not each worker: if it is replaced, its successor has the same socket
+                refuse_new(sock)
         for pid in self.workers:
             os.kill(pid, signal.SIGKILL if self.stopping else signal.SIGTERM)
         self.stopping = True

@@ -237,6 +237,20 @@ def test_connections_that_wait_for_a_dead_worker_are_served_by_its_successor(ser
         assert [client for client in clients if owner(client, [other]) is None], "of 40, some were for each worker"
 
 
+def test_workers_that_are_stopped_one_after_the_other_serve_every_connection(server: servers.Redis) -> None:
+    with started(server, 2) as program:
+        for turn, pid in enumerate(workers(program)):
+            os.kill(pid, signal.SIGTERM)
+            for number in range(20):  # of which some are for each worker
+                with support.Client(program.address) as client:
+                    assert client.ask(support.accept(100 * turn + number)).status == 200
+            wait_until(lambda: pid not in workers(program))  # noqa: B023
+            at_work(program, server, 2)
+        for number in range(40):
+            with support.Client(program.address) as client:
+                assert client.ask(support.accept(1000 + number)).status == 200
+
+
 def test_a_successor_waits_for_the_store_though_the_first_workers_found_none(server: servers.Redis) -> None:
     server.kill()
     with support.verve("--redis-url", server.url, "--workers", "2", "--window", long_window()) as program:
