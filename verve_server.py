@@ -518,7 +518,10 @@ class Parent:
     async def prepare(self) -> None:
         """Wait for the store, see that it is of use, and open the port. Raises StoreError or Unusable, for them all."""
         store = open_store(self.config)
-        if not await store.start(STORE_WAIT):
+        if await store.start(STORE_WAIT):
+            for start, count in await store.roll():  # windows that were left open: this has closed them
+                reporter.tell(start, count)
+        else:
             self.first = replace(self.first, patience=0.0)  # enough was waited
         await store.stop()
         listen(self.config, self.socks)

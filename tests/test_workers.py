@@ -352,6 +352,20 @@ def test_the_first_window_is_told_though_the_teller_dies_in_it(server: servers.R
 # The end
 
 
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_a_window_that_was_left_open_is_told_by_the_instance_that_closes_it(server: servers.Redis, count: str) -> None:
+    flags = "--redis-url", server.url, "--window", "1"
+    with support.verve(*flags) as program, support.Client(program.address) as client:
+        program.log.wait_for("unique ids in ")  # so Redis has settled, and the next to come may close at once
+        assert client.ask(support.accept(1)).status == 200
+        program.end()
+    (left,) = ask(server, "ZRANGE", "verve:open", "0", "-1")
+    window = left.split()[0]
+    wait_until(lambda: time.time() > datetime.fromisoformat(window).timestamp() + 1)
+    with support.verve(*flags, "--workers", count) as program:
+        program.log.wait_for(f"unique ids in {window}: 1$")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_of_all_under_load(server: servers.Redis, number: signal.Signals) -> None:
     ok: list[int] = []
