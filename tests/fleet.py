@@ -164,7 +164,8 @@ class Fleet:
     def start(self, number: int) -> None:
         with contextlib.ExitStack() as stack:
             flags = ("--redis-url", self.url(number), "--window", str(self.window), "--workers", str(self.workers))
-            program = stack.enter_context(support.verve(*flags))
+            idle = ("--idle-timeout", "3600")  # those that only the worst fault needs are not closed meanwhile
+            program = stack.enter_context(support.verve(*flags, *idle))
             self.logs.append(program.log.all)
             self._ends[number] = stack.pop_all()
             self.programs[number] = program
