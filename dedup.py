@@ -97,6 +97,7 @@ SETTLE = 1.5  # seconds after a loss of data in which nothing is closed: longer 
 SETTLE_ALL = 60.0  # seconds after which windows are closed whoever still brings ids back
 RETRY = (0.05, 0.5)  # seconds between attempts to connect, doubling from the first to the second
 ARRIVAL = 1.0  # seconds to connect, and again to the first answer: with the wait before, less than the promised 2
+LATE = 0.05  # seconds past a deadline in which a reply is read that came while this process did other things
 HUSH = 1.0  # seconds for which Redis must have kept to what it last did for the log to follow it at once
 LEASE = 10.0  # seconds after which another instance delivers reports, when the one that did is silent
 ALIVE_EVERY = 1.0  # seconds after which an idle link is tried
@@ -500,6 +501,7 @@ class Wire(asyncio.Protocol):
         self._replies: list[Any] = []  # of the trip under way
         self._awaited = 0  # how many it is to have
         self._trip: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle
 
     async def trip(self, packed: bytes, count: int, deadline: float) -> list[Any]:
         """Send packed commands and return their `count` replies. Raises TimeoutError at `deadline`, ConnectionError."""
@@ -507,16 +509,20 @@ class Wire(asyncio.Protocol):
             raise redis.ConnectionError(self._broken)
         self._replies, self._awaited = [], count
         self._trip = self._loop.create_future()
-        timer = self._loop.call_at(deadline, self._end, TimeoutError())
+        self._timer = self._loop.call_at(deadline, self._expire)
         try:
             self._transport.write(packed)
             await self._trip
         except RuntimeError as error:  # uvloop's, for a transport that was reset and has not said so yet
             raise redis.ConnectionError("the connection was reset") from error
         finally:
-            timer.cancel()
+            self._timer.cancel()
             self._awaited = 0
         return self._replies
+
+    def _expire(self) -> None:
+        """End the trip in a moment: timers run before what came meanwhile is read, and it may be the reply."""
+        self._timer = self._loop.call_later(LATE, self._end, TimeoutError())
 
     def _end(self, error: Exception | None = None) -> None:
         if self._trip is not None and not self._trip.done():

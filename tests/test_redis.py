@@ -14,6 +14,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -645,6 +646,36 @@ def test_a_link_that_stalls(server: servers.Redis, proxy: servers.Proxy) -> None
                 await stored(store, 5)
                 assert ids(server) == {1, 2, 5}
         assert len(log.found("Redis is away")) == len(log.found("Redis is back")) == 1
+
+    play(test())
+
+
+@last_engine
+def test_a_reply_that_came_while_the_process_was_busy_is_in_time(server: servers.Redis, proxy: servers.Proxy) -> None:
+    timeout = 1.0
+
+    class Busy(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            proxy.flow()
+            time.sleep(1.5 * timeout)  # as thousands of requests take that come at once
+
+    async def test() -> None:
+        ear, mouth = socket.socketpair()
+        with mouth:
+            transport, _ = await asyncio.get_running_loop().create_connection(Busy, sock=ear)
+            await held_up(mouth)
+            transport.close()
+
+    async def held_up(mouth: socket.socket) -> None:
+        async with opened(proxy.url, timeout=timeout) as store:
+            await stored(store, 1)
+            links = proxy.connections
+            proxy.stall()
+            outcome = add(store, 2)
+            await until(lambda: 2 in ids(server))
+            mouth.send(b"x")
+            assert await outcome in KNOWN
+            assert (store.up, proxy.connections) == (True, links)
 
     play(test())
 
