@@ -78,7 +78,7 @@ FULL: Final = 3  # not stored: the process holds --max-ids
 BUSY: Final = 4  # not stored: MAX_WAITING ids wait for Redis
 DOWN: Final = 5  # not stored: there is no Redis
 LOST: Final = 6  # Redis did not answer in time, or the link broke: stored or not
-REFUSED: Final = 7  # not stored: Redis answered with an error
+REFUSED: Final = 7  # Redis answered with an error: not stored, or not where it would be found again
 
 # A prime that nobody can aim at; at 5 million ids up to 10,000 a set, copied in half a millisecond.
 SHARDS: Final = random.choice([n for n in range(8000, 9000) if all(n % d for d in range(2, 95))])  # noqa: S311

@@ -26,9 +26,9 @@ Everything is bounded: the head, the body, the answers that wait (then the rest 
 and reading pauses), and what is done for a client at a time: one read may bring ten thousand requests, 0.1 s of work,
 so after TURN of them the rest is put by too, and those who wait for another turn have it one after the other, for a
 millisecond in each turn of the loop. As long as somebody waits for one, others have only the first request of what
-they send answered at once, and what is longer than a turn waits whole: a thousand who send without end would take half
-a second for each to have the first. Deadlines are a time in each connection and one sweep a second over all of them:
-never early, late by a second at most. The same tick renders every answer with the new Date.
+they send (of plain ones, four) taken at once, and what is longer than a turn waits whole: a thousand who send without
+end would take half a second for each to have the first. Deadlines are a time in each connection and one sweep a second
+over all of them: never early, late by a second at most. The same tick renders every answer with the new Date.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ MAX_CHUNK_FRAMING = 6  # raw bytes for each byte of content: a body in chunks of
 
 MAX_DIGITS = 18  # of a number that fits 64 bits whatever they are
 MAX_WAITING = 64  # answers one connection may have waiting before reading pauses
-TURN = 32  # answers given to what one connection sent, before others have their turn; of plain requests four times
+TURN = 32  # requests taken of what one connection sent, before others have their turn; of plain requests four times
 TURN_BYTES = 16 * 1024  # of its bytes, likewise: 2,700 chunks of one byte take 1.7 ms
 TURNS = 0.001  # seconds of one turn of the loop in which connections go on with what was put by
 MAX_KNOWN = 4 * 1024  # bytes of `known`, which an idle connection keeps twice
@@ -389,7 +389,7 @@ class Connection(asyncio.Protocol):
         self.slots: deque[Slot] = deque()  # answers owed, oldest first; empty while all are given at once
         self.lone = Slot(self, KEEP)  # the one for a request that finds none owed
         self._out: list[bytes] = []  # what this read has to write
-        self._unread = b""  # put by while too many answers wait
+        self._unread = b""  # put by: for a turn to come, or while too many answers wait or the peer takes none
         # For one request.
         self._head = b""  # of a head that is not whole yet: the part that came, which the parser has
         self._body = 0  # bytes of the body to come if it has a length, -1 if it is chunked
@@ -453,6 +453,7 @@ class Connection(asyncio.Protocol):
             return
         server = self.server
         slots = self.slots
+        owed = len(slots)
         turn = TURN
         if self._unread:
             data = self._unread + data
@@ -510,7 +511,7 @@ class Connection(asyncio.Protocol):
                         else:
                             out.append(kept[outcome])
         while pos < len(data) and not self.ended:
-            over = len(self._out) >= turn or pos >= TURN_BYTES
+            over = len(self._out) + len(slots) - owed >= turn or pos >= TURN_BYTES
             if over or self.blocked or len(slots) >= MAX_WAITING:
                 self._put_by(data[pos:], over)
                 break

@@ -148,7 +148,7 @@ def integer(text: bytes) -> int | None:
 
 
 def bind(opened: contextlib.ExitStack, host: str, port: int, workers: int) -> list[socket.socket]:
-    """Return as many sockets, to be closed by `opened`, bound to one port that nobody listens on. Raises OSError."""
+    """Return as many sockets for `opened` to close, bound to one port that nobody listens on yet. Raises OSError."""
     if workers > 1:  # a port that is shared is never taken, so try first without sharing
         with contextlib.ExitStack() as probing:
             (probe,) = bind(probing, host, port, 1)

@@ -258,8 +258,9 @@ def test_a_new_window_makes_an_id_new(server: servers.Redis, receiver: Receiver,
     with support.verve("--window", "1", *ALLOW, *flags, "--callback-method", "POST") as program:
         with support.Client(program.address) as client:
             for _ in range(2):
+                said = len(program.log.all)
                 assert client.ask(request(7, receiver.url)).status == 200
-                program.log.wait_for("unique ids in", len(program.log.all))
+                program.log.wait_for("unique ids in .*: 1$", said)  # and not the line of the window before
         stop(program)
     bodies = [json.loads(found.body) for found in receiver.requests]
     assert [body["count"] for body in bodies] == [1, 1]

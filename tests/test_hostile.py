@@ -475,6 +475,18 @@ def test_a_read_of_many_requests_takes_turns_with_others() -> None:
         assert len(replies(greedy.sent)) == 10_001
 
 
+def test_requests_that_wait_for_the_store_take_turns_too() -> None:
+    store = test_http1.Waiting()
+    with Memory(store) as memory:
+        greedy, other = memory.connect(), memory.connect()
+        greedy.send(get(b"7&x") * 60)
+        assert len(store.waiting) == http1.TURN
+        other.send(get(1) + get(b"7&x") * 5)
+        assert len(store.waiting) == http1.TURN + 1
+        memory.settle()
+        assert len(store.waiting) == 60 + 6
+
+
 def test_a_body_of_many_chunks_takes_turns_with_others() -> None:
     with Memory() as memory:
         greedy, other = memory.connect(), memory.connect()

@@ -1119,6 +1119,7 @@ def test_answers_leave_in_request_order_whenever_they_come(later: tuple[Memory, 
     expected = [status for _, status in requests[:-1]]
     peer = memory.connect()
     peer.send(*cut(b"".join(request for request, _ in requests), chance.choice([1, 100, 10_000])))
+    memory.settle()
     assert len(store.waiting) == 46
     while store.waiting:
         store.give(1, chance)
