@@ -256,6 +256,8 @@ def test_a_successor_waits_for_the_store_though_the_first_workers_found_none(ser
     with support.verve("--redis-url", server.url, "--workers", "2", "--window", long_window()) as program:
         server.start()
         at_work(program, server, 2)
+        with one_of_each(program) as clients_of:  # the first workers don't wait for it before they answer
+            wait_until(lambda: all(client.ask(support.accept(9)).status == 200 for client in clients_of.values()))
         for turn in range(2):
             frozen = workers(program)[0]
             freeze(frozen)
