@@ -914,7 +914,7 @@ class RedisStore(Store):
         if self._numbers:
             numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
         deadline = self._since + self.timeout
-        self._since = self._loop.time()  # of what is left: later than it came, but never a deadline for what comes
+        self._since = self._loop.time()  # what is left waits anew: nothing that comes next has come earlier
         first: list[int] = []
         if counted:
             counted = counted[:MAX_COUNTED]

@@ -313,7 +313,7 @@ async def close_door(server: http1.Server, listener: asyncio.Server, sock: socke
     """Take no new connection, but every one that was made; of a worker that stops alone, the parent keeps the rest."""
     await asyncio.sleep(HANDSHAKE)
     with contextlib.suppress(OSError):  # the kernel holds no more
-        while True:
+        for _ in range(BACKLOG):  # at most: of a worker that stops alone, more may come without end
             queued, _ = sock.accept()
             await asyncio.get_running_loop().connect_accepted_socket(server, queued)
     listener.close()
