@@ -260,6 +260,8 @@ def test_the_process_is_the_default_source(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("VERVE_WINDOW", "10")
     loaded = settings.load()
     assert (loaded.port, loaded.window) == (81, 10)
+    loaded = settings.load([], {})
+    assert (loaded.port, loaded.window) == (8080, 60), "what is handed in is all there is, empty or not"
 
 
 @pytest.mark.parametrize(("name", "text", "value"), GOOD)
