@@ -24,7 +24,7 @@ import pytest
 import servers
 import support
 from receivers import HANG, RESET, Answer, Receiver, Request
-from test_redis import Log, ask, ids, long_window, opened, play, until
+from stores import Log, ask, ids, long_window, opened, play, until
 
 import dedup
 import outbound

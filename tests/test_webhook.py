@@ -24,7 +24,7 @@ import servers
 import standardwebhooks
 import support
 from receivers import HANG, RESET, Answer, Receiver, Request
-from test_redis import Log, add, ask, long_window, name_of, opened, play, start_of, until
+from stores import Log, add, ask, long_window, name_of, opened, play, start_of, until
 
 import dedup
 import outbound
