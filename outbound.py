@@ -31,9 +31,9 @@ import math
 import re
 import socket
 import ssl
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -463,7 +463,7 @@ class Client:
         self._origins: dict[tuple[bool, str, int], _Origin] = {}
         self.hungry: dict[_Origin, None] = {}  # those without a connection, while there are too many; a set in order
         self._names: dict[str, tuple[float, asyncio.Task[list[Address]]]] = {}  # when, and what, was looked up
-        self._lookups = asyncio.Semaphore(LOOKUPS)
+        self._resolvers = ThreadPoolExecutor(LOOKUPS, "resolver")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -570,6 +570,7 @@ class Client:
         self._sweep.cancel()
         for task in self._tasks:
             task.cancel()
+        self._resolvers.shutdown(wait=False, cancel_futures=True)
         for origin in list(self._origins.values()):
             self.connections -= origin.connecting
             origin.connecting = 0
@@ -595,33 +596,11 @@ class Client:
         return await asyncio.shield(task)  # others may wait for it too
 
     async def _resolve(self, host: str) -> list[Address]:
-        answer: asyncio.Future[list[Address] | Exception] = self.loop.create_future()
-
-        def look_up() -> None:
-            found: list[Address] | Exception
+        async with asyncio.timeout(CONNECT_TIME):  # a thread is busy until its look-up ends, however long that takes
             try:
-                found = resolve(host)
-            except Exception as error:
-                found = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self.loop.call_soon_threadsafe(tell, found)
-
-        def tell(found: list[Address] | Exception) -> None:
-            self._lookups.release()
-            if not answer.done():  # it took too long
-                answer.set_result(found)
-
-        async with asyncio.timeout(CONNECT_TIME):
-            await self._lookups.acquire()  # until the thread ends, which may be long after anybody waits for it
-            try:
-                # A daemon: a resolver can take half a minute, and the process's end is not to wait for it.
-                threading.Thread(target=look_up, name="lookup", daemon=True).start()
+                return await self.loop.run_in_executor(self._resolvers, resolve, host)
             except RuntimeError:
-                tell(OSError("no thread to look the name up"))
-            found = await answer
-        if isinstance(found, Exception):
-            raise found
-        return found
+                raise OSError("no thread to look the name up") from None
 
 
 def resolve(host: str) -> list[Address]:

@@ -48,7 +48,6 @@ import settings
 
 PATH = b"/api/verve/accept"
 STORE_WAIT = 1.0  # seconds that an instance waits for its store before it takes requests
-MISUSED = 2  # exit status of a process that is started with a value that can't be
 UNUSABLE = 1  # exit status of a process that can't work with what it was told
 CRASHED = 70  # exit status of a worker after an error of ours (EX_SOFTWARE of sysexits.h)
 HANDSHAKE = 0.05  # seconds that a TCP handshake under way is given to end when the door closes
@@ -398,7 +397,7 @@ def open_webhook(config: settings.Settings, store: dedup.Store) -> reporter.Webh
 
 
 def receiver(config: settings.Settings) -> outbound.Url | None:
-    """Return where reports are POSTed. Raises ValueError if they can't be."""
+    """Return where reports are POSTed."""
     return None if config.report_url is None else outbound.parse(config.report_url.encode("ascii"))
 
 
@@ -606,12 +605,7 @@ def raise_file_limit() -> int:
 def main() -> int:
     """Run the program; return its exit status."""
     open_standard_streams()
-    config = settings.load()
-    try:
-        receiver(config)
-    except ValueError as error:
-        print(f"verve_server.py: --report-url: {error}", file=sys.stderr)
-        return MISUSED
+    config = settings.load(check_url=outbound.parse)
     limit = raise_file_limit()
     with contextlib.ExitStack() as opened:
         operators = None

@@ -762,6 +762,30 @@ def test_a_receiver_that_hangs_does_not_hold_the_exit(receiver: Receiver) -> Non
     assert from_log(program, f"besides those named, .*: {10 - reporter.LINES}$")
 
 
+def test_a_name_server_that_hangs_holds_up_no_other_name_and_not_the_exit(receiver: Receiver) -> None:
+    """Threads that wait for a name server outlive everything but the process."""
+    resolver = "\n".join(
+        [
+            "import threading",
+            "def resolve(host):",
+            "    if host == 'lost.test':",
+            "        threading.Event().wait()",
+            "    return [outbound.ip_address('127.0.0.1')]",
+            "outbound.resolve = resolve",
+        ]
+    )
+    with support.verve(*LONG, *ALLOW, "--drain-timeout", "0.5", prefix=support.patched(resolver)) as program:
+        with support.Client(program.address) as client:
+            for number, host in enumerate(("lost.test", "other.test")):
+                assert client.ask(request(number, f"http://{host}:{receiver.port}/{host}")).status == 200
+        (found,) = receiver.wait_for(1)
+        assert found.target.startswith("/other.test?")
+        since = time.monotonic()
+        stop(program)
+        assert time.monotonic() - since < STOP
+    assert from_log(program, f"callback to http://lost.test:{receiver.port} failed: stopped")
+
+
 # Hostile endpoints
 # ruff: noqa: RUF001, SIM905
 # ruff: noqa: RUF001, SIM905

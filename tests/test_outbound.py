@@ -15,8 +15,6 @@ import re
 import socket
 import ssl
 import struct
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -32,7 +30,6 @@ import uvloop
 from hypothesis import example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from support import ROOT
 
 import outbound
 from outbound import Client, DroppedError, ForbiddenError, Guard, OutboundError, Response, Url, parse, request
@@ -1638,36 +1635,6 @@ def test_without_a_thread_a_look_up_is_an_error(net: Net, names: Names, monkeypa
         patch.setattr(threading.Thread, "start", start)
         assert net.error(receiver.url(host="a.test")) == "no thread to look the name up"
     assert net.status(receiver.url(host="b.test")) == 200
-
-
-HANGING = """
-import asyncio, threading, uvloop, outbound
-asked = threading.Event()
-def resolve(host):
-    asked.set()
-    threading.Event().wait()
-async def main():
-    client = outbound.Client(outbound.Guard())
-    client.send(outbound.parse(b"http://lost.test/"), b"", print, repeatable=True)
-    while not asked.is_set():
-        await asyncio.sleep(0.01)
-    client.close()
-    await asyncio.sleep(0)
-outbound.resolve = resolve
-uvloop.run(main())
-"""
-
-
-def test_a_look_up_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", HANGING],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=GUARD_TIME,
-        check=False,
-    )
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "stopped\n", "")
 
 
 # URLs

@@ -15,6 +15,7 @@ import redis.asyncio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import outbound
 import settings
 
 KEY = bytes(range(32))
@@ -113,7 +114,8 @@ TIMES = ["", "0", "0.0", "86400.1", "nan", "inf", "1e3", "-1", ".5", "1.", "1_0"
 HOSTS = ["", " ", "a b", "256.1.1.1", "1.2.3", "8080", "[::1]", "::g", "a..b", "-a.b", "h/", "é", "x" * 64]
 REDIS = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"
 NUMBER = "a number as the database"
-HTTP = "an absolute URL in ASCII"
+HTTP = "an absolute http or https URL"
+ASCII = "a URL in ASCII, without spaces"
 CIDR = "CIDR blocks"
 
 BAD = [
@@ -141,9 +143,9 @@ BAD = [
     ("redis_url", "redis://[::1", REDIS),
     ("redis_url", "redis://[::1]x:6379", REDIS),
     ("redis_url", "redis://h:123456", REDIS),
-    ("redis_url", "redis://h h", REDIS),
-    ("redis_url", "redis://h\t", REDIS),
-    ("redis_url", "redis://é", REDIS),
+    ("redis_url", "redis://h h", ASCII),
+    ("redis_url", "redis://h\t", ASCII),
+    ("redis_url", "redis://é", ASCII),
     ("redis_url", "redis://[::g]", "an IP address or a host name"),
     ("redis_url", "redis://1.2.3.400", "an IP address or a host name"),
     ("redis_url", "redis://h:0", "a port from 1 to 65535"),
@@ -168,12 +170,16 @@ BAD = [
     ("report_url", "http:///path", HTTP),
     ("report_url", "http://u:p@/", HTTP),
     ("report_url", "http://h:/", HTTP),
-    ("report_url", "http://h/a b", HTTP),
-    ("report_url", "http://h/\r\nx: y", HTTP),
-    ("report_url", "http://h/é", HTTP),
+    ("report_url", "http://h/a b", ASCII),
+    ("report_url", "http://h/\r\nx: y", ASCII),
+    ("report_url", "http://h/é", ASCII),
     ("report_url", "http://h:0/", "a port from 1 to 65535"),
     ("report_url", "http://h:65536/", "a port from 1 to 65535"),
-    ("report_url", "http://h%41/", "an IP address or a host name"),
+    ("report_url", "http://h%41/", HTTP),
+    ("report_url", "http://[::g]/", HTTP),
+    ("report_url", "http://[:::]/", "an IPv6 address in brackets"),
+    ("report_url", "http://127.1/", "an IPv4 address as four decimal numbers"),
+    ("report_url", "http://a..b/", "a host name or an address"),
     ("report_url", "http://h/#top", "without a fragment"),
     *(
         ("report_secret", text, "base64, padded, of 24 to 64 bytes")
@@ -213,7 +219,7 @@ def variable(name: str) -> str:
 
 def load(*argv: str, env: Mapping[str, str] | None = None) -> settings.Settings:
     """Load with nothing of this process's own environment."""
-    return settings.load(argv, env or {})
+    return settings.load(argv, env or {}, outbound.parse)
 
 
 class Refusals:
