@@ -671,6 +671,9 @@ class Connection(asyncio.Protocol):
             stop = cut
             if self._complete:
                 self._body = 0
+                # llhttp reads Connection in trailers as in a head, and would refuse what follows. They are not merged
+                # into the head (RFC 9112, 7.1.2): its parser ends with them.
+                self._parser = httptools.HttpRequestParser(self)
                 self._respond(last=stop == len(data))
                 break
         return stop

@@ -15,7 +15,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import h11
 import pytest
@@ -946,6 +946,34 @@ def test_a_body_behind_an_upgrade_is_never_a_request(memory: Memory, size: int) 
     assert memory.store.added == [7] * 4
 
 
+@pytest.mark.parametrize("trailer", [b"Connection: close", b"connection: keep-alive", b"Proxy-Connection: close"])
+@pytest.mark.parametrize("head", [b"", b"Connection: close\r\n"], ids=["kept", "last"])
+def test_trailers_have_no_say_in_whether_the_connection_goes_on(
+    wire: Memory | Socket, trailer: bytes, head: bytes
+) -> None:
+    request = framed(head + b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n0\r\nX: y\r\n%b\r\n\r\n" % trailer)
+    first, *others = replies(wire.talk(get(1), request, get(2, HOST + b"X: z\r\n"), NEXT))[1:]
+    assert (first.status, first.closes) == (200, bool(head))
+    assert [reply.status for reply in others] == ([] if head else [200, 200])
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: %d\r\nHost: a\r\n", b"Host: a\r\nContent-Length: %d\r\n"])
+def test_a_head_that_resembles_the_last_one_is_judged_anew(memory: Memory, framing: bytes) -> None:
+    """Only the Host is the same, or only the Host is missing."""
+    post = get(1, framing % len(NEXT), b"POST") + NEXT
+    for second, status in (
+        (get(2, framing.replace(HOST, b"") % len(NEXT), b"POST") + NEXT, 400),
+        (get(2, b"X: y\r\n"), 400),
+        (get(2, HOST), 200),
+        (get(2, framing % len(NEXT)) + NEXT, 200),
+    ):
+        for before in (post, get(1), post + get(1), get(1) + post):
+            memory.store.added.clear()
+            *_, last = replies(memory.talk(before, second))
+            assert last.status == status
+            assert 999 not in memory.store.added
+
+
 def test_connect_is_never_a_tunnel(memory: Memory) -> None:
     (reply,) = replies(memory.talk(line(b"CONNECT a:80 HTTP/1.1") + NEXT, finish=False))
     assert reply.closes
@@ -1614,6 +1642,28 @@ def test_drain_answers_what_waits_and_says_close(later: tuple[Memory, Waiting]) 
         assert said == [(b"ok", False)] * count + [(b"", True)]
         assert peer.lost
         assert not peer.aborted
+    assert done.result() == 0
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("before", [b"", get(0)], ids=["first", "second"])
+def test_drain_has_the_one_answer_that_waits_say_close(
+    later: tuple[Memory, Waiting], before: bytes, method: bytes
+) -> None:
+    memory, store = later
+    peer = memory.connect()
+    if before:
+        peer.send(before)
+        store.give(1)
+        peer.taken.clear()
+    peer.send(get(1, method=method))
+    done = drain(memory)
+    memory.advance(3)
+    memory.server.give([cast(http1.Slot, give) for _, give in store.waiting], 1)
+    memory.advance()
+    (reply,) = replies(peer.sent)
+    assert (reply.status, reply.closes) == (200, True)
+    assert peer.lost
     assert done.result() == 0
 
 
