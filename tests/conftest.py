@@ -1,9 +1,16 @@
-"""Fixtures that many files share: a server of each engine, and a proxy before it that breaks the link."""
+"""Fixtures that many files share: servers of Redis, receivers of callbacks and reports, the outbound client's world."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import peers
 import pytest
+import receivers
 import servers
+import spies
+import trustme
+
+import outbound
 
 
 @pytest.fixture(params=servers.ENGINES)
@@ -21,3 +28,53 @@ def server(engine: str) -> Iterator[servers.Redis]:
 def proxy(server: servers.Redis) -> Iterator[servers.Proxy]:
     with servers.Proxy(server.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def receiver() -> Iterator[receivers.Receiver]:
+    with receivers.Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def spy() -> Iterator[spies.Spy]:
+    with spies.watching() as spy:
+        yield spy
+
+
+@pytest.fixture
+def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[peers.Net]:
+    monkeypatch.setattr(outbound, "SWEEP_TIME", 0.02)
+    for name in ("EXCHANGE_TIME", "IDLE_TIME", "QUEUE_TIME"):  # what is seen is not to come of itself after a while
+        monkeypatch.setattr(outbound, name, 2 * peers.GUARD_TIME)
+    world = peers.Net()
+    try:
+        yield world
+        world.close()
+    finally:
+        for client in world.clients:
+            client.close()
+        world.spin()
+        world.loop.close()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[peers.Names]:
+    stand_in = peers.Names()
+    monkeypatch.setattr(outbound, "resolve", stand_in)
+    yield stand_in
+    for gate in stand_in.gates.values():
+        gate.set()
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
+    """An authority that the system trusts."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return authority
