@@ -31,11 +31,12 @@ import mmap
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 MAX_HEAD: Final = 8 * 1024  # bytes of a request's head: 431 beyond
 CONNECTIONS: Final = 32  # at a time; more are closed unanswered
@@ -128,6 +129,22 @@ class Row:
         return total | {"verve_workers": len(rows) - len(missing)}
 
 
+class Histogram(Protocol):
+    """A histogram as it is counted."""
+
+    bounds: Sequence[float]  # the largest value of each bucket but the last, which has none
+    counts: list[int]  # of each bucket
+    sum: float  # of all values
+
+
+def histogram(name: str, of: Histogram, zeros: int = 0) -> dict[str, float]:
+    """Return a histogram, and `zeros` more, as Prometheus has it: each bucket holds what is in those below it, too."""
+    bounds = [*(f"{bound:g}" for bound in of.bounds), "+Inf"]
+    sums = [zeros + sum_ for sum_ in accumulate(of.counts)]
+    buckets = {f'{name}_bucket{{le="{bound}"}}': sum_ for bound, sum_ in zip(bounds, sums, strict=True)}
+    return {**buckets, f"{name}_sum": of.sum, f"{name}_count": sums[-1]}
+
+
 def render(samples: Mapping[str, float]) -> bytes:
     """Return numbers as Prometheus's text format has them; those of one metric stand together."""
     lines = []
@@ -153,6 +170,12 @@ class Answer(NamedTuple):
     fields: str = ""  # further header lines
 
 
+# The start, length and count of the open window, then of the newest closed ones, so many in all; None if they can't be
+# had. What tells whether a window's report is delivered, by its start (None: it is not to be); None if that is unknown.
+Recent = Callable[[int], Awaitable[list[tuple[int, int, int]] | None]]
+Delivered = Callable[[], Awaitable[Callable[[int], bool | None] | None]]
+
+
 @dataclass
 class Admin:
     """Answers what operators ask of an instance, in its first worker."""
@@ -162,7 +185,8 @@ class Admin:
     row: Row  # of this worker
     trouble: Callable[[], str]  # why it can't take requests, in words; "" if it can
     warnings: Callable[[], list[str]]  # what is to be mended although it can
-    recent: Callable[[], Awaitable[list[dict[str, Any]] | None]]  # windows, newest first; None if they can't be had
+    recent: Recent
+    delivered: Delivered | None  # None if there is no webhook
     webhook: Callable[[], str] | None  # why it did not take the last report, or ""; None if there is none
 
     def __post_init__(self) -> None:
@@ -259,11 +283,29 @@ class Admin:
             found = None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BEAT):
-                    found = await self.recent()
+                    found = await self._ask()
             self._fresh = found is not None
             if found is not None:
                 self._windows = found
             self._looked = time.monotonic()
+
+    async def _ask(self) -> list[dict[str, Any]] | None:
+        """Return the last windows, newest first, and whether the webhook has each; None if the store can't be asked."""
+        windows = await self.recent(WINDOWS)
+        delivered = await self.delivered() if self.delivered else lambda start: None
+        if windows is None or delivered is None:
+            return None
+        open_window = windows[0][0]
+        return [
+            {
+                "window": datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "seconds": seconds,
+                "count": count,
+                "final": start != open_window,
+                "delivered": delivered(start) if start != open_window or self.delivered is None else False,
+            }
+            for start, seconds, count in windows
+        ]
 
     def waiting(self) -> list[str]:
         """Return the closed windows whose report the webhook does not have yet, newest first."""

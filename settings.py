@@ -77,6 +77,15 @@ def seconds(text: str) -> float:
     raise ValueError(f"seconds above 0 and at most {DAY}, such as 10 or 0.5")
 
 
+def seconds_from(lowest: int) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) and lowest <= float(text) <= DAY:
+            return float(text)
+        raise ValueError(f"seconds from {lowest} to {DAY}, such as 10 or 2.5")
+
+    return read
+
+
 def optional(read: Callable[[str], T]) -> Callable[[str], T | None]:
     return lambda text: read(text) if text else None
 
@@ -209,6 +218,12 @@ class Settings:
     header_timeout: float = flag("limits", "SECONDS", seconds, "10", "time for a request's headers and body to arrive")
     idle_timeout: float = flag("limits", "SECONDS", seconds, "75", "life of an idle keep-alive connection")
     drain_timeout: float = flag("limits", "SECONDS", seconds, "8", "time to finish requests and reports when stopping")
+    drain_delay: float = flag(
+        "limits", "SECONDS", seconds_from(0), "0", "time after SIGTERM in which connections are still taken"
+    )
+    worker_timeout: float = flag(
+        "limits", "SECONDS", seconds_from(1), "10", "a worker that hangs for so long is killed and replaced"
+    )
     max_connections: int = flag(
         "limits", "N", integer(1, 10**9), "20000", "open client connections; further ones get 503"
     )

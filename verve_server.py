@@ -1,4 +1,4 @@
-"""The front door: settings in, parts wired, the one endpoint, listening, signals, drain.
+"""The front door: settings in, parts wired, the one endpoint, serving, signals, drain.
 
     GET /api/verve/accept?id=INT[&endpoint=URL]
 
@@ -19,21 +19,16 @@ if __name__ == "__main__":
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
-import mmap
 import os
 import re
 import resource
 import socket
-import struct
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import accumulate
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -45,24 +40,17 @@ import http1
 import outbound
 import reporter
 import settings
+import workers
 
 PATH = b"/api/verve/accept"
 STORE_WAIT = 1.0  # seconds that an instance waits for its store before it takes requests
-UNUSABLE = 1  # exit status of a process that can't work with what it was told
-CRASHED = 70  # exit status of a worker after an error of ours (EX_SOFTWARE of sysexits.h)
-HANDSHAKE = 0.05  # seconds that a TCP handshake under way is given to end when the door closes
 MAX_KNOWN = 1000  # endpoints that are remembered
 OTHER_FILES = http1.OVERFLOW + outbound.ALL_CONNECTIONS + admin.CONNECTIONS + 64  # besides those that are served
-BACKLOG = 4096  # connections the kernel keeps while the loop is busy; it takes net.core.somaxconn if that is less
 
 log = logging.getLogger("verve")
 
 _integer = re.compile(rb"(-?)0*([0-9]{1,19})").fullmatch
 _absolute = re.compile(rb"https?://%b(?=[/?]|\Z)" % http1.HOST, re.IGNORECASE).match  # RFC 9112, 3.2.2
-
-
-class Unusable(Exception):  # noqa: N818 - what it is that can't be done, not an error in doing it
-    """The program can't do what it is told to."""
 
 
 class Endpoint:
@@ -146,80 +134,70 @@ def integer(text: bytes) -> int | None:
     return number if -(2**63) <= number < 2**63 else None
 
 
-def bind(opened: contextlib.ExitStack, host: str, port: int, workers: int) -> list[socket.socket]:
-    """Return as many sockets for `opened` to close, bound to one port that nobody listens on yet. Raises OSError."""
-    if workers > 1:  # a port that is shared is never taken, so try first without sharing
-        with contextlib.ExitStack() as probing:
-            (probe,) = bind(probing, host, port, 1)
-            port = probe.getsockname()[1]
-    family, kind, proto, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-    )[0]
-    socks = [opened.enter_context(socket.socket(family, kind, proto)) for _ in range(workers)]
-    for sock in socks:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if workers > 1:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
-    return socks
+@dataclass(frozen=True)
+class Shared:
+    """Memory that all processes of an instance share; it is made before they are forked."""
 
-
-def listen(config: settings.Settings, socks: list[socket.socket]) -> None:
-    """Have the kernel take connections. Raises Unusable if another program does by now."""
-    try:
-        for sock in socks:
-            sock.listen(BACKLOG)
-    except OSError as error:
-        raise Unusable(f"can't listen on {config.host} port {config.port}: {error.strerror}") from None
-
-
-def refuse_new(sock: socket.socket) -> None:
-    """Have the kernel drop the SYNs that come to a listening socket, so that no new connection begins.
-
-    A listening socket that is closed resets the connections it has not handed over, whose clients may have sent a
-    request. With this before it, a short wait for the handshakes under way, and the queue emptied, none is left to
-    be reset. A client whose SYN is dropped tries again after a second, and is refused. Where there are no socket
-    filters, as there are in Linux, nothing is done.
-    """
-    program = ctypes.create_string_buffer(
-        struct.pack("HBBI", 0x30, 0, 0, 13)  # load the byte of the TCP header that has the flags
-        + struct.pack("HBBI", 0x45, 0, 1, 0x02)  # is SYN set?
-        + struct.pack("HBBI", 0x06, 0, 0, 0)  # yes: keep nothing of the packet
-        + struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF)  # no: keep all of it
-    )
-    so_attach_filter = 26  # Linux, asm-generic/socket.h; not in Python's socket module
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, so_attach_filter, struct.pack("HP", 4, ctypes.addressof(program)))
-
-
-def url_of(sock: socket.socket) -> str:
-    """Return the URL under which a listening socket is reached."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    board: admin.Board  # what all workers have done
+    untold: memoryview  # start of the first window whose count is not told yet, 0 if there was none
 
 
 @dataclass(frozen=True)
-class Worker:
-    """What a process knows of the instance that it is a part of."""
+class Parts:
+    """The parts of a serving process, wired."""
 
-    board: admin.Board  # shared memory: what all workers have done
-    untold: memoryview  # shared memory: start of the first window whose count is not told yet, 0 if there was none
-    operators: socket.socket | None = None  # the listener for them, of the first
-    number: int = 0  # the first tells the windows' counts, once for the instance
-    parent: int = -1  # end of a pipe that closes when the parent dies
-    patience: float = STORE_WAIT  # seconds that the store is waited for before the first request is taken
+    config: settings.Settings
+    shared: Shared
+    worker: workers.Worker
+    stop: "asyncio.Future[None]"  # done when the process is to stop
+    store: dedup.Store
+    client: outbound.Client
+    callbacks: reporter.Callbacks
+    server: http1.Server
+    webhook: reporter.Webhook | None  # of the process that speaks
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)  # none ends before the stop, unless it fails
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells the windows' counts, for the instance."""
+        return self.worker.number == 0
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Have a task do what is to be done until the stop."""
+        task = asyncio.create_task(work)
+        self.tasks.append(task)
+        return task
+
+    def tell(self, start: int, count: int, *, final: bool = True) -> None:
+        """Tell a window's count, if this process is the one that does."""
+        if not self.speaks:
+            return
+        reporter.tell(start, count, final=final)
+        if self.webhook and isinstance(self.webhook.outbox, reporter.MemoryOutbox):
+            self.webhook.outbox.put(reporter.Report(reporter.iso(start), self.config.window, count, final))
+        self.shared.untold[0] = start + 1  # for a successor
 
 
-async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) -> None:
-    """Serve on `sock` until a signal, then drain. Raises dedup.StoreError if the store can't be used."""
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[None] = loop.create_future()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number, stop)
-    if worker.parent >= 0:
-        loop.add_reader(worker.parent, on_orphaned, worker.parent, sock, stop)
+async def serve(config: settings.Settings, shared: Shared, worker: workers.Worker) -> None:
+    """Serve until a signal, then drain. Raises dedup.StoreError if the store can't be used."""
+    parts = wire(config, shared, worker)
+    listener, timer = await open_up(parts)
+    await asyncio.wait([parts.stop, *parts.tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in parts.tasks:
+        if task.done():
+            task.result()  # raises what is wrong: a process that can't count or can't report ends
 
-    store = open_store(config, worker.untold[0])
+    until = asyncio.get_running_loop().time() + config.drain_timeout
+    await drain(parts, listener)
+    timer.cancel()
+    await tell_the_rest(parts, until)
+    await let_go(parts, until)
+
+
+def wire(config: settings.Settings, shared: Shared, worker: workers.Worker) -> Parts:
+    """Make the parts of a process and connect them."""
+    stop = stop_on_signals(worker)
+    store = open_store(config, shared.untold[0])
     answers = http1.Answers()
     spare = raise_file_limit() - config.max_connections
     client = outbound.Client(
@@ -240,95 +218,90 @@ async def serve(config: settings.Settings, sock: socket.socket, worker: Worker) 
     )
     store.tell = server.give
     webhook = open_webhook(config, store) if worker.number == 0 else None
-    row = admin.Row(worker.board, worker.number, partial(samples, store, server, callbacks, client, webhook))
-    work = []
+    return Parts(config, shared, worker, stop, store, client, callbacks, server, webhook)
+
+
+async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
+    """Wait for the store, then take connections; return the public listener and the task that rolls the windows."""
+    store, webhook, worker = parts.store, parts.webhook, parts.worker
+    row = admin.Row(parts.shared.board, worker.number, partial(samples, parts))
     if worker.operators is not None:
         operators = admin.Admin(
             settings.VERSION,
             store.place,
             row,
-            trouble=lambda: "stopping" if stop.done() else store.obstacle,
+            trouble=lambda: "stopping" if parts.stop.done() else store.obstacle,
             warnings=lambda: [store.warning] if store.warning else [],
-            recent=partial(recent, store, webhook),
-            webhook=None if webhook is None else lambda: webhook.why,
+            recent=store.recent,
+            delivered=webhook.outbox.delivered if webhook else None,
+            webhook=(lambda: webhook.why) if webhook else None,
         )
-        work.append(asyncio.create_task(operators.serve(worker.operators)))
-    await store.start(worker.patience)
-    work.append(asyncio.create_task(row.keep()))  # not before: it would say for a second that the store is away
-    listen(config, [sock])
-    listener = await loop.create_server(server, sock=sock, backlog=BACKLOG)
-    tell = teller(config, worker, webhook)
-    timer = asyncio.create_task(reporter.roll_windows(store.remaining, store.roll, tell))
-    if config.workers == 1:
-        announce(config, sock, worker.operators)
-    worker.untold[0] = worker.untold[0] or store.window
-
-    work += [timer, asyncio.create_task(store.failure())]
+        parts.begin(operators.serve(worker.operators))
+    await store.start(STORE_WAIT if worker.patient else 0.0)
+    parts.begin(row.keep())  # not before: it would say for a second that the store is away
+    listen(parts.config, [worker.sock])
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(parts.server, sock=worker.sock, backlog=workers.BACKLOG)
+    timer = parts.begin(reporter.roll_windows(store.remaining, store.roll, parts.tell))
+    if parts.config.workers == 1:
+        announce(parts.config, worker.sock, worker.operators)
+    parts.shared.untold[0] = parts.shared.untold[0] or store.window
+    parts.begin(store.failure())
     if webhook:
-        work.append(asyncio.create_task(webhook.run()))
-    await asyncio.wait([stop, *work], return_when=asyncio.FIRST_COMPLETED)
-    for task in work:
-        if task.done():
-            task.result()  # raises what is wrong: a process that can't count or can't report ends
+        parts.begin(webhook.run())
+    return listener, timer
 
-    if worker.number == 0:
+
+async def drain(parts: Parts, listener: asyncio.Server) -> None:
+    """Close the door and answer what was taken."""
+    config, worker = parts.config, parts.worker
+    if parts.speaks:
         log.info("stopping: answering what was taken, for at most %g s", config.drain_timeout)
-    until = loop.time() + config.drain_timeout
-    if webhook:
-        webhook.hurry()
-    server.start_drain()
-    if worker.parent < 0:  # else the parent does, if all workers are to stop
-        refuse_new(sock)
-    await close_door(server, listener, sock)
+    if parts.webhook:
+        parts.webhook.hurry()
+    parts.server.start_drain()
+    await workers.close_door(parts.server, listener, worker.sock, alone=worker.parent < 0)
     patience = config.drain_timeout - min(2.0, config.drain_timeout / 3)  # the rest is for the reports
-    cut = await server.drain(patience)
+    cut = await parts.server.drain(patience)
     if cut:
         log.warning("connections still open after %g s, and cut: %d", patience, cut)
-    timer.cancel()
+
+
+async def tell_the_rest(parts: Parts, until: float) -> None:
+    """Close the windows that are over, and wait until what only this process can tell is told, or `until`."""
     try:
-        async with asyncio.timeout_at(max(until, loop.time() + 0.1)):
-            for start, count in await store.roll():
-                tell(start, count)
-            if config.redis_url is None:
-                tell(store.window, store.count, final=False)
-            if webhook:
-                await webhook.settle()
-            await client.settle()
+        async with asyncio.timeout_at(max(until, asyncio.get_running_loop().time() + 0.1)):
+            for start, count in await parts.store.roll():
+                parts.tell(start, count)
+            if parts.config.redis_url is None:
+                parts.tell(parts.store.window, parts.store.count, final=False)
+            if parts.webhook:
+                await parts.webhook.settle()
+            await parts.client.settle()
     except TimeoutError:
-        log.warning("not everything that waited was told within %g s", config.drain_timeout)
-    for task in work:
+        log.warning("not everything that waited was told within %g s", parts.config.drain_timeout)
+
+
+async def let_go(parts: Parts, until: float) -> None:
+    """End the tasks, the callbacks, and the link to the store, which settles first."""
+    for task in parts.tasks:
         task.cancel()
-    callbacks.close()
+    parts.callbacks.close()
     try:
-        async with asyncio.timeout_at(max(until, loop.time() + 0.1)):
-            if webhook:
-                await webhook.close()
-            await store.stop()
+        async with asyncio.timeout_at(max(until, asyncio.get_running_loop().time() + 0.1)):
+            if parts.webhook:
+                await parts.webhook.close()
+            await parts.store.stop()
     except TimeoutError:
         log.warning("the store did not settle in time")
 
 
-async def close_door(server: http1.Server, listener: asyncio.Server, sock: socket.socket) -> None:
-    """Take no new connection, but every one that was made; of a worker that stops alone, the parent keeps the rest."""
-    await asyncio.sleep(HANDSHAKE)
-    with contextlib.suppress(OSError):  # the kernel holds no more
-        for _ in range(BACKLOG):  # at most: of a worker that stops alone, more may come without end
-            queued, _ = sock.accept()
-            await asyncio.get_running_loop().connect_accepted_socket(server, queued)
-    listener.close()
-
-
-def samples(
-    store: dedup.Store,
-    server: http1.Server,
-    callbacks: reporter.Callbacks,
-    client: outbound.Client,
-    webhook: reporter.Webhook | None,
-) -> dict[str, float]:
+def samples(parts: Parts) -> dict[str, float]:
     """Return this process's numbers under the names of `admin.METRICS`, always the same ones in the same order."""
+    store, server, histogram = parts.store, parts.server, admin.histogram
     answered = server.answered()
     at_once = sum(answered.values()) - sum(store.waits.counts)
-    deliveries = webhook.outcomes if webhook else {}
+    deliveries = parts.webhook.outcomes if parts.webhook else {}
     return {
         **{f'verve_requests_total{{status="{status}"}}': count for status, count in answered.items()},
         **histogram("verve_request_duration_seconds", store.waits, at_once),
@@ -339,43 +312,16 @@ def samples(
         **histogram("verve_batch_ids", store.sizes),
         **histogram("verve_batch_duration_seconds", store.trips),
         **{
-            f'verve_callbacks_total{{outcome="{outcome}"}}': callbacks.outcomes[outcome]
+            f'verve_callbacks_total{{outcome="{outcome}"}}': parts.callbacks.outcomes[outcome]
             for outcome in ("delivered", "failed", "refused", "dropped")
         },
-        "verve_waiting_callbacks": client.pending,
+        "verve_waiting_callbacks": parts.client.pending,
         **{
             f'verve_webhook_deliveries_total{{outcome="{outcome}"}}': deliveries.get(outcome, 0)
             for outcome in ("delivered", "failed")
         },
         "verve_store_up": not store.obstacle,
     }
-
-
-def histogram(name: str, of: dedup.Histogram, zeros: int = 0) -> dict[str, float]:
-    """Return a histogram, and `zeros` more, as Prometheus has it: each bucket holds what is in those below it, too."""
-    bounds = [*(f"{bound:g}" for bound in of.bounds), "+Inf"]
-    sums = [zeros + sum_ for sum_ in accumulate(of.counts)]
-    buckets = {f'{name}_bucket{{le="{bound}"}}': sum_ for bound, sum_ in zip(bounds, sums, strict=True)}
-    return {**buckets, f"{name}_sum": of.sum, f"{name}_count": sums[-1]}
-
-
-async def recent(store: dedup.Store, webhook: reporter.Webhook | None) -> list[dict[str, Any]] | None:
-    """Return the last windows, newest first, and whether the webhook has each; None if the store can't be asked."""
-    windows = await store.recent(admin.WINDOWS)
-    delivered = await webhook.outbox.delivered() if webhook else lambda start: None
-    if windows is None or delivered is None:
-        return None
-    open_window = windows[0][0]
-    return [
-        {
-            "window": reporter.iso(start),
-            "seconds": seconds,
-            "count": count,
-            "final": start != open_window,
-            "delivered": delivered(start) if start != open_window or webhook is None else False,
-        }
-        for start, seconds, count in windows
-    ]
 
 
 def open_store(config: settings.Settings, resume: int = 0) -> dedup.Store:
@@ -401,23 +347,10 @@ def receiver(config: settings.Settings) -> outbound.Url | None:
     return None if config.report_url is None else outbound.parse(config.report_url.encode("ascii"))
 
 
-def teller(config: settings.Settings, worker: Worker, webhook: reporter.Webhook | None) -> Callable[..., None]:
-    """Return what tells a window's count, if this worker speaks for the instance."""
-
-    def tell(start: int, count: int, *, final: bool = True) -> None:
-        if worker.number == 0:
-            reporter.tell(start, count, final=final)
-            if webhook and isinstance(webhook.outbox, reporter.MemoryOutbox):
-                webhook.outbox.put(reporter.Report(reporter.iso(start), config.window, count, final))
-            worker.untold[0] = start + 1  # for a successor
-
-    return tell
-
-
 def announce(config: settings.Settings, sock: socket.socket, operators: socket.socket | None) -> None:
     """Say where the instance listens, where it counts, and whom it tells."""
     if operators is not None:
-        log.info("for operators: %s", url_of(operators))
+        log.info("for operators: %s", workers.url_of(operators))
     place = dedup.MemoryStore.place
     sinks = ["the log"]
     if config.redis_url is not None:
@@ -426,15 +359,26 @@ def announce(config: settings.Settings, sock: socket.socket, operators: socket.s
     url = receiver(config)
     if url is not None:
         sinks.append(f"the webhook at {url.place}")
-    workers = f" with {config.workers} workers" if config.workers > 1 else ""
+    several = f" with {config.workers} workers" if config.workers > 1 else ""
     log.info(
         "listening on %s%s, counting in %s, windows of %d s, told to %s",
-        url_of(sock),
-        workers,
+        workers.url_of(sock),
+        several,
         place,
         config.window,
         " and ".join(filter(None, [", ".join(sinks[:-1]), sinks[-1]])),
     )
+
+
+def stop_on_signals(worker: workers.Worker) -> "asyncio.Future[None]":
+    """Return a future that is done when a signal asks the process to stop, or when its parent died."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number, stop)
+    if worker.parent >= 0:
+        loop.add_reader(worker.parent, on_orphaned, worker, stop)
+    return stop
 
 
 def on_signal(number: int, stop: "asyncio.Future[None]") -> None:
@@ -447,143 +391,57 @@ def on_signal(number: int, stop: "asyncio.Future[None]") -> None:
         stop.set_result(None)
 
 
-def on_orphaned(pipe: int, sock: socket.socket, stop: "asyncio.Future[None]") -> None:
+def on_orphaned(worker: workers.Worker, stop: "asyncio.Future[None]") -> None:
     """Stop a worker whose parent died."""
-    asyncio.get_running_loop().remove_reader(pipe)
+    asyncio.get_running_loop().remove_reader(worker.parent)
     log.error("the parent process is gone")
-    refuse_new(sock)
+    workers.refuse_new(worker.sock)
     if not stop.done():
         stop.set_result(None)
 
 
-def run(config: settings.Settings, sock: socket.socket, worker: Worker) -> int:
+def listen(config: settings.Settings, socks: list[socket.socket]) -> None:
+    """Have the kernel take connections. Raises workers.Unusable if another program does by now."""
+    try:
+        for sock in socks:
+            sock.listen(workers.BACKLOG)
+    except OSError as error:
+        raise workers.Unusable(f"can't listen on {config.host} port {config.port}: {error.strerror}") from None
+
+
+def run(config: settings.Settings, shared: Shared, worker: workers.Worker) -> int:
     """Run a serving process; return its exit status."""
     gc.collect()
     gc.freeze()
     try:
-        uvloop.run(serve(config, sock, worker))
-    except (dedup.StoreError, Unusable) as error:
+        uvloop.run(serve(config, shared, worker))
+    except (dedup.StoreError, workers.Unusable) as error:
         log.error("%s", error)
-        return UNUSABLE
+        return workers.UNUSABLE
     return 0
 
 
-class Parent:
-    """Keeps `--workers` processes on one port.
+async def prepare(config: settings.Settings, socks: list[socket.socket], operators: socket.socket | None) -> bool:
+    """Before there are workers: wait for the store, see that it is of use, open the port; return whether it answered.
 
-    Each worker has a listening socket of its own on the port (SO_REUSEPORT), so that the kernel spreads the
-    connections: of 64 opened at once, 29 to 35 for each of two, where one inherited socket gave 64 and 0, or 50 and 14.
-    The parent made them all and keeps them open, so that what is queued for a worker that dies waits for its successor;
-    none was lost in 60,000 connections while workers were killed, one way or the other. Workers that die are replaced,
-    at once the first time, then after 0.1 s, doubling up to 5 s until one has lived for 10 s. Signals are passed on; if
-    the parent is killed, the workers see their pipe close.
+    Raises workers.Unusable if no worker could work.
     """
-
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-
-    def __init__(self, config: settings.Settings, socks: list[socket.socket], first: Worker) -> None:
-        """`first` is what the first worker knows."""
-        self.config = config
-        self.socks = socks
-        self.all = [*socks, first.operators] if first.operators is not None else socks
-        self.pipe = os.pipe()
-        self.first = replace(first, parent=self.pipe[0])
-        self.workers: dict[int, tuple[int, float]] = {}  # pid: number, start
-        self.due = dict.fromkeys(range(config.workers), 0.0)  # number: when to start it
-        self.delays = dict.fromkeys(self.due, 0.0)  # number: seconds that its next successor has to wait
-        self.stopping = False
-        self.status = 0
-
-    def run(self) -> int:
-        """Run until stopped; return the exit status."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
-        try:
-            asyncio.run(self.prepare())
-        except (dedup.StoreError, Unusable) as error:
-            log.error("%s", error)
-            return UNUSABLE
-        while self.workers or self.due:
-            now = time.monotonic()
-            for number in [number for number, at in self.due.items() if at <= now]:
-                del self.due[number]
-                self.start(number)
-            wait = min((at - now for at in self.due.values()), default=3600.0)
-            info = signal.sigtimedwait(self.signals, wait)
-            if info is not None and info.si_signo != signal.SIGCHLD:
-                self.stop()
-            self.reap()
-        return self.status
-
-    async def prepare(self) -> None:
-        """Wait for the store, see that it is of use, and open the port. Raises StoreError or Unusable, for them all."""
-        store = open_store(self.config)
-        if await store.start(STORE_WAIT):
+    try:
+        store = open_store(config)
+        answered = await store.start(STORE_WAIT)
+        if answered:
             for start, count in await store.roll():  # windows that were left open: this has closed them
                 reporter.tell(start, count)
-        else:
-            self.first = replace(self.first, patience=0.0)  # enough was waited
         await store.stop()
-        listen(self.config, self.socks)
-        announce(self.config, self.socks[0], self.first.operators)
-
-    def stop(self) -> None:
-        """Have the workers end and start no more; the second time, end them."""
-        if not self.stopping:
-            for sock in self.socks:  # and not each worker: if it is replaced, its successor has the same socket
-                refuse_new(sock)
-        for pid in self.workers:
-            os.kill(pid, signal.SIGKILL if self.stopping else signal.SIGTERM)
-        self.stopping = True
-        self.due.clear()
-        for sock in self.all:
-            sock.close()
-
-    def start(self, number: int) -> None:
-        """Fork a worker."""
-        pid = os.fork()
-        if pid:
-            self.workers[pid] = number, time.monotonic()
-            return
-        status = CRASHED
-        try:
-            os.setpgid(0, 0)  # Ctrl-C is for the parent, who passes it on
-            os.close(self.pipe[1])
-            worker = replace(self.first, number=number, operators=None if number else self.first.operators)
-            for sock in self.all:
-                if sock not in (self.socks[number], worker.operators):
-                    sock.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            status = run(self.config, self.socks[number], worker)
-        except BaseException:
-            log.exception("worker %d failed", number)
-        finally:
-            os._exit(status)
-
-    def reap(self) -> None:
-        """See which workers have ended: they are replaced, but for one that found that none can work."""
-        while self.workers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                return
-            if pid not in self.workers:  # a child of whoever was this process before it ran Verve, or an orphan's
-                continue
-            number, since = self.workers.pop(pid)
-            code = os.waitstatus_to_exitcode(status)
-            if code == UNUSABLE:
-                self.status = code
-                if not self.stopping:
-                    self.stop()
-            elif not self.stopping:
-                log.error("worker %d ended with status %d and is replaced", number, code)
-                now = time.monotonic()
-                delay = 0.0 if now - since > 10 else self.delays[number]
-                self.due[number] = now + delay
-                self.delays[number] = min(5.0, 2 * delay + 0.1)
-                self.first = replace(self.first, patience=STORE_WAIT)  # there may be a store by now
+    except dedup.StoreError as error:
+        raise workers.Unusable(str(error)) from None
+    listen(config, socks)
+    announce(config, socks[0], operators)
+    return answered
 
 
 def open_standard_streams() -> None:
-    """Open the standard streams that the process was started without, lest a socket take their place."""
+    """Open the standard streams that the process was started without: a socket would take their numbers."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -602,31 +460,68 @@ def raise_file_limit() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
+def open_log(config: settings.Settings) -> None:
+    """Log as the settings say. Raises workers.Unusable if that can't be."""
+    try:
+        reporter.log_to(config.log_file, config.log_format, config.log_level)
+    except OSError as error:
+        raise workers.Unusable(f"can't log to {config.log_file}: {error.strerror}") from None
+
+
+def open_sockets(
+    config: settings.Settings, opened: contextlib.ExitStack
+) -> tuple[list[socket.socket], socket.socket | None]:
+    """Return a socket for each worker, and the operators', which listens, if there is one. `opened` closes them.
+
+    Raises workers.Unusable.
+    """
+    operators = None
+    where = f"{config.host} port {config.port}"
+    try:
+        socks = workers.bind(opened, config.host, config.port, config.workers)
+        if config.admin is not None:
+            where = "{} port {} (--admin)".format(*config.admin)
+            (operators,) = workers.bind(opened, *config.admin, 1)
+            operators.listen(admin.CONNECTIONS)
+    except OSError as error:
+        raise workers.Unusable(f"can't listen on {where}: {error.strerror}") from None
+    return socks, operators
+
+
+def fit_to_files(config: settings.Settings) -> settings.Settings:
+    """Return the settings with as many connections as the limit of open files allows; warn if those are few."""
+    limit = raise_file_limit()
+    most = max(1, limit // 2, limit - OTHER_FILES)
+    if most <= config.max_connections // 2:
+        log.warning("open files are limited to %d: at most %d connections are served", limit, most)
+    return replace(config, max_connections=min(most, config.max_connections))
+
+
 def main() -> int:
     """Run the program; return its exit status."""
     open_standard_streams()
     config = settings.load(check_url=outbound.parse)
-    limit = raise_file_limit()
     with contextlib.ExitStack() as opened:
-        operators = None
         try:
-            what = f"log to {config.log_file}"
-            reporter.log_to(config.log_file, config.log_format, config.log_level)
-            what = f"listen on {config.host} port {config.port}"
-            socks = bind(opened, config.host, config.port, config.workers)
-            if config.admin is not None:
-                what = "listen on {} port {} (--admin)".format(*config.admin)
-                (operators,) = bind(opened, *config.admin, 1)
-                operators.listen(admin.CONNECTIONS)
-        except OSError as error:
-            print(f"verve_server.py: can't {what}: {error.strerror}", file=sys.stderr)
-            return UNUSABLE
-        most = max(1, limit // 2, limit - OTHER_FILES)
-        if most <= config.max_connections // 2:
-            log.warning("open files are limited to %d: at most %d connections are served", limit, most)
-        config = replace(config, max_connections=min(most, config.max_connections))
-        worker = Worker(admin.Board(config.workers), memoryview(mmap.mmap(-1, 8)).cast("q"), operators)
-        return run(config, socks[0], worker) if config.workers == 1 else Parent(config, socks, worker).run()
+            open_log(config)
+            socks, operators = open_sockets(config, opened)
+        except workers.Unusable as error:
+            print(f"verve_server.py: {error}", file=sys.stderr)
+            return workers.UNUSABLE
+        config = fit_to_files(config)
+        work = partial(run, config, Shared(admin.Board(config.workers), workers.shared(1)))
+        if config.workers == 1:
+            return work(workers.Worker(socks[0], operators))
+        first = partial(prepare, config, socks, operators)
+        parent = workers.Parent(
+            socks,
+            operators,
+            lambda: asyncio.run(first()),
+            work,
+            timeout=config.worker_timeout,
+            delay=config.drain_delay,
+        )
+        return parent.run()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from support import ROOT
 
 import settings
 
-EVERYTHING = {"dedup", "reporter", "http1", "outbound", "admin", "settings"}
+EVERYTHING = {"dedup", "reporter", "http1", "outbound", "admin", "settings", "workers"}
 MAY_IMPORT: dict[str, set[str]] = {
     "verve_server": EVERYTHING,
     "dedup": set(),
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outbound": set(),
     "admin": set(),
     "settings": set(),
+    "workers": set(),
 }
 FROM_OTHERS = {"uvloop", "httptools", "redis"}
 
@@ -47,6 +48,8 @@ FLAGS = {
     "header-timeout",
     "max-ids",
     "max-connections",
+    "worker-timeout",
+    "drain-delay",
     "drain-timeout",
 }
 

@@ -42,6 +42,8 @@ DEFAULTS = {
     "max_ids": (10_000_000, "10000000"),
     "max_connections": (20_000, "20000"),
     "drain_timeout": (8.0, "8s"),
+    "drain_delay": (0.0, "0s"),
+    "worker_timeout": (10.0, "10s"),
 }
 
 # What a flag needs beside it.
@@ -104,6 +106,11 @@ GOOD = [
     ("idle_timeout", "86400", 86400.0),
     ("header_timeout", "0.000001", 0.000001),
     ("drain_timeout", "8", 8.0),
+    ("drain_delay", "0", 0.0),
+    ("drain_delay", "0.5", 0.5),
+    ("drain_delay", "86400", 86400.0),
+    ("worker_timeout", "1", 1.0),
+    ("worker_timeout", "2.5", 2.5),
     ("max_ids", "1", 1),
     ("max_ids", "1000000000", 10**9),
     ("max_connections", "1", 1),
@@ -129,6 +136,8 @@ BAD = [
     *(("idle_timeout", text, "seconds above 0 and at most 86400") for text in TIMES),
     *(("header_timeout", text, "seconds above 0 and at most 86400") for text in TIMES),
     *(("drain_timeout", text, "seconds above 0 and at most 86400") for text in TIMES),
+    *(("drain_delay", text, "seconds from 0 to 86400") for text in TIMES if text not in ("0", "0.0")),
+    *(("worker_timeout", text, "seconds from 1 to 86400") for text in [*TIMES, "0.999"]),
     ("host", ".".join(["x" * 49] * 5 + ["x" * 4]), "an IP address or a host name"),  # 254 characters
     *(("key_prefix", text, "1 to 128 characters, printable") for text in ["", "a b", "{a}", "é", "a\n", "x" * 129]),
     ("redis_url", "127.0.0.1:6379", REDIS),

@@ -317,7 +317,8 @@ def test_each_window_is_told_once_though_the_teller_dies(server: servers.Redis) 
         program.log.wait_for("unique ids in ")
         for _ in range(2):
             teller = next(pid for pid in workers(program) if pid not in others(program))
-            wait_until(lambda: 0.2 < time.time() % 1 < 0.8)  # not between its line and its note that it is written
+            # Not between its line and its note that it is written: it waits for events, away from a window's edge.
+            wait_until(lambda: 0.2 < time.time() % 1 < 0.8 and state(teller) == "S")  # noqa: B023
             freeze(teller)
             enough = len(server.reports()) + 2
             wait_until(lambda: len(server.reports()) >= enough)  # noqa: B023
