@@ -7,12 +7,13 @@ the reading in `http1`, which is built for speed, is not shared.
 
 The numbers. Each worker counts in plain integers of its own, where it happens; nothing here is called for a request.
 Once a second (BEAT) it writes all of them into its row of the `Board`, memory that the workers of an instance share.
-The first worker, which has the listener, adds up the rows when it is asked. No lock is needed: each row has one writer,
+The first worker, which answers, adds up the rows when it is asked. No lock is needed: each row has one writer,
 and each number is eight bytes, aligned, so that it is seen before or after a change, but never amid one. Numbers of
 different times may stand beside each other, a second apart. A worker that replaces another goes on from the counters
 in its row, so a counter never goes back while the instance lives; at most its last second is lost with a process that
-died. A row that was not written for MISSING seconds is a worker that is gone or stuck: the instance is not ready then,
-since the kernel goes on handing it connections.
+died. A row that was not written for MISSING seconds is a worker that is gone or hangs: the instance is not ready then,
+since the kernel goes on handing it connections. All workers have the listening socket. If the first is missing, the
+next one answers in its place until it is back, so that an operator can ask what is wrong while it hangs.
 
 What is shown comes as plain values and callables. The windows are asked of the store at most once a second,
 however many look on; if it gives no answer in time, the last that was known is shown, and said to be that.
@@ -63,7 +64,7 @@ METRICS: Final = {
     "verve_callbacks_total": ("counter", "Callbacks to endpoints that requests named, by outcome."),
     "verve_waiting_callbacks": ("gauge", "Callbacks that wait or are under way."),
     "verve_webhook_deliveries_total": ("counter", "Attempts of this instance to deliver a report, by outcome."),
-    "verve_store_up": ("gauge", "1 if every worker can store ids, 0 if one can't."),
+    "verve_store_up": ("gauge", "1 if every worker at work can store ids, 0 if one can't."),
     "verve_workers": ("gauge", "Workers that are alive and at work."),
     "verve_webhook_waiting_reports": ("gauge", "Closed windows, of those shown, that the webhook does not have yet."),
     "verve_window_ids": ("gauge", "Distinct ids in the open window so far, over the fleet."),
@@ -98,6 +99,7 @@ class Row:
     def __init__(self, board: Board, number: int, samples: Callable[[], dict[str, float]]) -> None:
         """`samples` returns the worker's numbers by name, the same ROW - 1 at most in the same order every time."""
         self.board = board
+        self.number = number
         self._samples = samples
         self._cells = board.rows[number]
         self._before = self._cells.tolist()
@@ -116,6 +118,10 @@ class Row:
         self._cells[0] = time.monotonic()
         return [*samples]
 
+    def leads(self) -> bool:
+        """Return whether no worker before this one is at work."""
+        return self.board.missing()[: self.number] == [*range(self.number)]
+
     def total(self) -> dict[str, float]:
         """Return the numbers over all workers, this one's as they are now; of those missing only what they counted."""
         names = self.write()
@@ -125,8 +131,9 @@ class Row:
             for at, name in enumerate(names, 1):
                 if number not in missing or name not in GAUGES:
                     total[name] += row[at]
-        total["verve_store_up"] = float(total["verve_store_up"] == len(rows))
-        return total | {"verve_workers": len(rows) - len(missing)}
+        present = len(rows) - len(missing)
+        total["verve_store_up"] = float(total["verve_store_up"] == present)  # who is missing says nothing of the store
+        return total | {"verve_workers": present}
 
 
 class Histogram(Protocol):
@@ -178,7 +185,7 @@ Delivered = Callable[[], Awaitable[Callable[[int], bool | None] | None]]
 
 @dataclass
 class Admin:
-    """Answers what operators ask of an instance, in its first worker."""
+    """Answers what operators ask of an instance, in one of its workers."""
 
     version: str
     place: str  # where the ids are, in words
@@ -187,7 +194,7 @@ class Admin:
     warnings: Callable[[], list[str]]  # what is to be mended although it can
     recent: Recent
     delivered: Delivered | None  # None if there is no webhook
-    webhook: Callable[[], str] | None  # why it did not take the last report, or ""; None if there is none
+    webhook: Callable[[], str] | None  # why it did not take the last report, as far as is known; None if there is none
 
     def __post_init__(self) -> None:
         self.pages: dict[str, Callable[[], Awaitable[Answer]]] = {
@@ -271,7 +278,7 @@ class Admin:
         up, board = self.row.total()["verve_store_up"], self.row.board
         missing = [f"worker {number + 1} of {len(board.rows)} is missing" for number in board.missing()]
         trouble = self.trouble()
-        if not (trouble or missing or up):
+        if not (trouble or up):
             trouble = "a worker can't reach the store"
         return [trouble, *missing] if trouble else missing
 
@@ -324,9 +331,25 @@ class Admin:
     # The server
 
     async def serve(self, sock: socket.socket) -> None:
-        """Answer on a listening socket until cancelled."""
-        server = await asyncio.start_server(self._serve, sock=sock, limit=MAX_HEAD - 4)  # before its end
-        await server.serve_forever()
+        """Answer on a listening socket that all workers have, while those before this one are missing.
+
+        Until cancelled; or, where others answer, until `sock` is closed.
+        """
+        if self.row.number:
+            await asyncio.sleep(MISSING)  # those before may have just been started
+        server: asyncio.Server | None = None
+        try:
+            while server or sock.fileno() >= 0:
+                if self.row.leads() and server is None:
+                    limit = MAX_HEAD - 4  # before its end
+                    server = await asyncio.start_server(self._serve, sock=sock.dup(), limit=limit)
+                elif server and not self.row.leads():
+                    server.close()
+                    server = None
+                await asyncio.sleep(BEAT)
+        finally:
+            if server:
+                server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request, unless too many are under way."""

@@ -154,13 +154,18 @@ class Parts:
     client: outbound.Client
     callbacks: reporter.Callbacks
     server: http1.Server
-    webhook: reporter.Webhook | None  # of the process that speaks
+    webhook: reporter.Webhook | None  # it delivers in the process that speaks
     tasks: list[asyncio.Task[None]] = field(default_factory=list)  # none ends before the stop, unless it fails
 
     @property
     def speaks(self) -> bool:
         """Whether this process tells the windows' counts, for the instance."""
         return self.worker.number == 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the process or the instance is about to stop: it should get no new work."""
+        return self.stop.done() or bool(self.worker.stopping[0])
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have a task do what is to be done until the stop."""
@@ -181,17 +186,15 @@ class Parts:
 async def serve(config: settings.Settings, shared: Shared, worker: workers.Worker) -> None:
     """Serve until a signal, then drain. Raises dedup.StoreError if the store can't be used."""
     parts = wire(config, shared, worker)
+    life = asyncio.create_task(worker.show_life())  # to the end: a stop that hangs is ended, too
     listener, timer = await open_up(parts)
-    await asyncio.wait([parts.stop, *parts.tasks], return_when=asyncio.FIRST_COMPLETED)
-    for task in parts.tasks:
-        if task.done():
-            task.result()  # raises what is wrong: a process that can't count or can't report ends
-
+    await until_stop(parts)
     until = asyncio.get_running_loop().time() + config.drain_timeout
     await drain(parts, listener)
     timer.cancel()
     await tell_the_rest(parts, until)
     await let_go(parts, until)
+    life.cancel()
 
 
 def wire(config: settings.Settings, shared: Shared, worker: workers.Worker) -> Parts:
@@ -217,7 +220,7 @@ def wire(config: settings.Settings, shared: Shared, worker: workers.Worker) -> P
         overflow=min(http1.OVERFLOW, spare // 4),
     )
     store.tell = server.give
-    webhook = open_webhook(config, store) if worker.number == 0 else None
+    webhook = open_webhook(config, store)
     return Parts(config, shared, worker, stop, store, client, callbacks, server, webhook)
 
 
@@ -230,7 +233,7 @@ async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
             settings.VERSION,
             store.place,
             row,
-            trouble=lambda: "stopping" if parts.stop.done() else store.obstacle,
+            trouble=lambda: "stopping" if parts.stopping else store.obstacle,
             warnings=lambda: [store.warning] if store.warning else [],
             recent=store.recent,
             delivered=webhook.outbox.delivered if webhook else None,
@@ -247,16 +250,33 @@ async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
         announce(parts.config, worker.sock, worker.operators)
     parts.shared.untold[0] = parts.shared.untold[0] or store.window
     parts.begin(store.failure())
-    if webhook:
+    if webhook and parts.speaks:
         parts.begin(webhook.run())
     return listener, timer
+
+
+async def until_stop(parts: Parts) -> None:
+    """Serve until the process is to stop, and for --drain-delay more. Raises what makes it unable to count or report.
+
+    Of several workers, the parent tells them to stop when that time is over.
+    """
+    tasks = parts.tasks
+    await asyncio.wait([parts.stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    delay = parts.config.drain_delay
+    if delay and parts.stop.done() and parts.worker.parent < 0:
+        log.info("stopping: connections are taken for %g s more", delay)
+        await asyncio.wait(tasks, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task.done():
+            task.result()
 
 
 async def drain(parts: Parts, listener: asyncio.Server) -> None:
     """Close the door and answer what was taken."""
     config, worker = parts.config, parts.worker
-    if parts.speaks:
-        log.info("stopping: answering what was taken, for at most %g s", config.drain_timeout)
+    log.info("stopping: answering what was taken, for at most %g s", config.drain_timeout)
+    if worker.operators is not None and not parts.speaks:
+        worker.operators.close()  # the kernel would keep connections that nobody takes when the first has ended
     if parts.webhook:
         parts.webhook.hurry()
     parts.server.start_drain()
@@ -275,7 +295,7 @@ async def tell_the_rest(parts: Parts, until: float) -> None:
                 parts.tell(start, count)
             if parts.config.redis_url is None:
                 parts.tell(parts.store.window, parts.store.count, final=False)
-            if parts.webhook:
+            if parts.webhook and parts.speaks:
                 await parts.webhook.settle()
             await parts.client.settle()
     except TimeoutError:
@@ -289,7 +309,7 @@ async def let_go(parts: Parts, until: float) -> None:
     parts.callbacks.close()
     try:
         async with asyncio.timeout_at(max(until, asyncio.get_running_loop().time() + 0.1)):
-            if parts.webhook:
+            if parts.webhook and parts.speaks:
                 await parts.webhook.close()
             await parts.store.stop()
     except TimeoutError:
