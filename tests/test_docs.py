@@ -15,9 +15,9 @@ import pytest
 import receivers
 import servers
 import support
+from operators import watched
+from processes import wait_until
 from support import ROOT
-from test_admin import watched
-from test_workers import wait_until
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECRET = "whsec_" + "c2l4dGVlbiB0aW1lcyBvciBzbywgbm8gbW9yZSE="

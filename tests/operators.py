@@ -1,0 +1,88 @@
+"""What an operator does: asks the operators' listener of a running program, and reads its numbers."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import support
+from processes import wait_until
+
+NEVER = ("--request-timeout", "30")  # no request fails because the machine is busy
+
+
+class Operators:
+    """What an operator does: asks one thing at a time, each on a connection of its own."""
+
+    def __init__(self, address: support.Address) -> None:
+        self.address = address
+
+    def ask(self, path: str, method: str = "GET") -> support.Response:
+        request = support.get(path).replace(b"GET", method.encode(), 1)
+        return self.send(request, head=method == "HEAD")
+
+    def send(self, request: bytes, *, head: bool = False) -> support.Response:
+        with support.Client(self.address) as client:
+            answer = client.ask(request, head=head)
+            assert client.rest() == b""
+            assert answer.closes
+            return answer
+
+    def ready(self) -> tuple[int, list[str]]:
+        answer = self.ask("/readyz")
+        return answer.status, answer.body.decode().splitlines()
+
+    def windows(self) -> list[dict[str, Any]]:
+        found = json.loads(self.ask("/windows").body)
+        assert isinstance(found, list)
+        return found
+
+    def numbers(self) -> dict[str, float]:
+        """Return all samples, by name and labels as they are written."""
+        answer = self.ask("/metrics")
+        assert answer.status == 200
+        lines = answer.body.decode().splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+    def statuses(self) -> dict[int, int]:
+        """Return how many requests were answered, by status, of those that were."""
+        found = {name: value for name, value in self.numbers().items() if name.startswith("verve_requests_total")}
+        return {int(name[-5:-2]): int(value) for name, value in found.items() if value}
+
+    def wait_for(self, *names: str, true: Callable[..., object]) -> None:
+        """Wait until something is true of numbers."""
+        wait_until(lambda: (now := self.numbers()) and true(*(now[name] for name in names)))
+
+
+def operators_of(program: support.Program) -> Operators:
+    port = program.log.wait_for(r"for operators: http://127\.0\.0\.1:([0-9]+)$")[1]
+    return Operators(("127.0.0.1", int(port)))
+
+
+@contextlib.contextmanager
+def watched(*flags: str, prefix: tuple[str, ...] = (), at: int = 0) -> Iterator[tuple[support.Program, Operators]]:
+    """Run the program with its operators' listener."""
+    with support.verve("--admin", f"127.0.0.1:{at}", *flags, prefix=prefix) as program:
+        yield program, operators_of(program)
+
+
+def patched(statements: str) -> tuple[str, ...]:
+    return support.patched(f"import admin; {statements}")
+
+
+def feed(program: support.Program, *numbers: int) -> None:
+    with support.Client(program.address) as client:
+        for number in numbers:
+            assert client.ask(support.accept(number)).status == 200
+
+
+def served(operators: Operators) -> bool:
+    with contextlib.suppress(OSError, AssertionError):
+        return operators.ready()[0] == 200
+    return False
+
+
+def state_of(operators: Operators) -> dict[str, Any]:
+    found = json.loads(operators.ask("/state").body)
+    assert isinstance(found, dict)
+    return found
