@@ -1,8 +1,9 @@
-"""Fixtures that many files share: servers of Redis, receivers of callbacks and reports, the outbound client's world."""
+"""What many files share: servers of Redis, receivers, the outbound client's world; and marks for each test."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import marks
 import peers
 import pytest
 import receivers
@@ -78,3 +79,10 @@ def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     return authority
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function):
+            for mark in marks.marks_of(item, globals()):
+                item.add_marker(mark)

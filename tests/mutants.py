@@ -12,7 +12,7 @@ run there until one fails. Then the mutant is dead. At the end this prints:
 - those that died although a reason says that they live.
 
 The exit status is 0 if there are none of these. Before all this, the named tests must pass without a mutant. A test
-that hangs for LIMIT seconds has noticed, too. The normal run has no part in this but for tests/test_layout.py, which
+that hangs for LIMIT seconds has noticed, too. The normal run has no part in this but for tests/test_tools.py, which
 checks that the lists are up to date.
 """
 

