@@ -242,7 +242,8 @@ class Parent:
                 self.start(number)
             until = min([now + self.watch.tick, math.inf if self.stopping else self.stops, *self.due.values()])
             info = signal.sigtimedwait(self.signals, max(0.0, until - now))
-            if info is not None and info.si_signo != signal.SIGCHLD:
+            # Not "any but SIGCHLD": a process that was stopped past the time-out gets a number that means nothing.
+            if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self.on_signal()
             self.reap()
             self.kill_hanging()

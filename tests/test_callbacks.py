@@ -23,7 +23,7 @@ import servers
 import support
 from receivers import HANG, RESET, Answer, Receiver
 from spies import ALLOW, LONG, Spy, count_of, from_log, request, stop
-from stores import Log, ask, ids, opened, play, until
+from stores import Log, ask, ids, opened, play, start_of, until
 
 import dedup
 import outbound
@@ -239,6 +239,30 @@ def test_an_id_that_comes_too_late_is_told_with_the_window_it_is_in(engine: str)
 
     with servers.Redis(engine) as server, servers.Proxy(server.port) as proxy:
         play(test(server, proxy))
+
+
+def test_a_callback_names_the_window_that_its_id_is_in_though_that_has_ended(
+    server: servers.Redis, receiver: Receiver
+) -> None:
+    """The id is stored in time, but Redis's answer comes in a later window."""
+    with servers.Proxy(server.port) as proxy:
+        flags = ("--redis-url", proxy.url, "--window", "1", "--request-timeout", "20", "--callback-method", "POST")
+        with support.verve(*flags, *ALLOW) as program, support.Client(program.address) as client:
+            program.log.wait_for("unique ids in")
+            proxy.stall()
+            client.send(request(7, receiver.url))
+            with server.client() as redis:
+                while not (found := [key for key in redis.scan_iter("verve:*", _type="set") if redis.smembers(key)]):
+                    time.sleep(0.005)
+                (start,) = {int(number) for key in found for number in re.findall("[0-9]{10}", key)}
+                while redis.time()[0] < start + 2:
+                    time.sleep(0.02)
+            proxy.flow()
+            assert client.receive()[0].status == 200
+            (called,) = receiver.wait_for(1)
+            name = json.loads(called.body)["window"]
+            program.log.wait_for(f"unique ids in {name}: 1$")
+            assert start_of(name) == start
 
 
 @pytest.mark.parametrize("engine", servers.ENGINES)

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
-from peers import CUT, NOT_HTTP, OK, SHORT, Names, Net, Peer, answer, hang, hang_after, hold, last_words
+from peers import CUT, GUARD_TIME, NOT_HTTP, OK, SHORT, Names, Net, Peer, answer, hang, hang_after, hold, last_words
 
 import outbound
 from outbound import Guard, OutboundError, Response, Url, parse, request
@@ -292,6 +292,27 @@ def test_every_one_gets_an_error_with_one_connection_at_a_time(net: Net, full_li
         second = net.send(url, client)
         net.finish(first, second)
         assert (first.error, second.error) == ("no connection in time", "no connection in time")
+
+
+def test_what_is_asked_for_later_does_not_fail_with_an_earlier_time_out(
+    net: Net, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "CONNECT_TIME", SHORT)
+    monkeypatch.setattr(outbound, "LOOKUP_TIME", -1.0)  # every connection looks the name up
+    receiver = net.receiver(answer())
+    names["a.test"] = [["127.0.0.1"]]
+    gate = names.gates["a.test"] = threading.Event()
+    client = net.client(per_origin=1)
+    first = net.send(receiver.url(host="a.test"), client)
+    net.until(lambda: names.asked)
+    del names.gates["a.test"]
+    monkeypatch.setattr(outbound, "CONNECT_TIME", GUARD_TIME)  # of the next attempt
+    net.run(asyncio.sleep(0.01))
+    later = net.send(receiver.url(host="a.test"), client)
+    net.finish(first, later)
+    gate.set()
+    assert first.error == "no connection in time"
+    assert later.status == 200
 
 
 def has_ipv6() -> bool:

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import email.utils
 import json
+import os
 import re
 import signal
 import threading
@@ -410,6 +411,16 @@ def test_a_webhook_can_be_added_to_a_fleet(server: servers.Redis, receiver: Rece
     assert {*found} <= {*in_stream(server)}
 
 
+def test_the_first_window_that_is_closed_is_the_first_that_is_delivered(
+    server: servers.Redis, receiver: Receiver
+) -> None:
+    with support.verve(*second("--redis-url", server.url), "--report-url", receiver.url, prefix=quick()) as program:
+        feed(program, 2)
+        receiver.wait_for(3)
+        found = told(receiver.requests)
+        assert found == logged(program)[: len(found)] == in_stream(server)[: len(found)]
+
+
 def test_windows_closed_while_redis_was_not_there_yet_are_not_missed(receiver: Receiver) -> None:
     """The webhook begins with the first window that is closed, even if Redis comes later than we do."""
     with servers.Redis(next(iter(servers.ENGINES))) as server:
@@ -456,6 +467,30 @@ def test_workers_deliver_a_window_once(server: servers.Redis, receiver: Receiver
             receiver.wait_for(count)
     assert consecutive(starts(receiver.requests))
     assert {*told(receiver.requests)} <= {*in_stream(server)}
+
+
+def test_windows_that_ended_while_no_worker_lived_are_told_by_a_successor(
+    server: servers.Redis, receiver: Receiver
+) -> None:
+    """The parent is stopped meanwhile, so that it starts none; the windows are empty, but for the first."""
+    flags = second("--redis-url", server.url, "--workers", "2", "--report-url", receiver.url)
+    with support.verve(*flags, prefix=quick("dedup.LEASE = 2.0")) as program:
+        feed(program, 2)
+        receiver.wait_for(2)
+        children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        program.freeze()
+        for pid in children:
+            os.kill(int(pid), signal.SIGKILL)
+        with server.client() as redis:
+            until = redis.time()[0] + 4
+            while redis.time()[0] < until:
+                time.sleep(0.02)
+        program.thaw()
+        receiver.wait_until(lambda requests: starts(requests)[-1] > until, "a window that a successor lived through")
+        found = once(receiver.requests)
+        assert consecutive([start_of(window) for window, _ in found])
+        assert consecutive([start_of(window) for window, _ in logged(program)])
+        assert found == in_stream(server)[: len(found)]
 
 
 def test_instances_deliver_a_window_once(server: servers.Redis, receiver: Receiver) -> None:
