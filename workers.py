@@ -162,7 +162,7 @@ class Watch:
         """`beats` are the signs of life so far, by the worker's number; `timeout` is in seconds."""
         self.tick = min(TICK, timeout / 10)
         self._beats = beats
-        self._most = math.ceil(timeout / self.tick)  # ticks without a sign of life
+        self._most = math.ceil(timeout / self.tick)  # ticks without a sign of life, of which the first may be cut short
         self._seen = list(beats)
         self._silent = [0] * len(self._seen)  # ticks since there was one
         self._looked = -math.inf
@@ -179,7 +179,7 @@ class Watch:
         for number, beats in enumerate(self._beats):
             self._silent[number] = self._silent[number] + 1 if beats == self._seen[number] else 0
             self._seen[number] = beats
-        return [number for number, silent in enumerate(self._silent) if silent >= self._most]
+        return [number for number, silent in enumerate(self._silent) if silent > self._most]
 
 
 @dataclass
@@ -194,7 +194,7 @@ class Child:
 class Parent:
     """Keeps a worker at each of several sockets."""
 
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGALRM)
 
     def __init__(
         self,
@@ -241,9 +241,9 @@ class Parent:
                 del self.due[number]
                 self.start(number)
             until = min([now + self.watch.tick, math.inf if self.stopping else self.stops, *self.due.values()])
-            info = signal.sigtimedwait(self.signals, max(0.0, until - now))
-            # Not "any but SIGCHLD": a process that was stopped past the time-out gets a number that means nothing.
-            if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, until - now))
+            # Not sigtimedwait: of a process that was stopped for longer than that, Python returns a signal at random.
+            if signal.sigwait(self.signals) in (signal.SIGTERM, signal.SIGINT):
                 self.on_signal()
             self.reap()
             self.kill_hanging()
@@ -325,11 +325,10 @@ class Parent:
             elif not self.stopping:
                 if not child.killed:
                     log.error("worker %d ended with status %d and is replaced", child.number + 1, code)
-                self.schedule(child)
+                self.schedule(child, time.monotonic())
 
-    def schedule(self, child: Child) -> None:
-        """Have the successor of a worker started, at once or after a pause."""
-        now = time.monotonic()
+    def schedule(self, child: Child, now: float) -> None:
+        """Have the successor of a worker that has ended started, at once or after a pause."""
         pause = 0.0 if now - child.started > SETTLED else self.pauses[child.number]
         self.due[child.number] = now + pause
         first, longest = RESTARTS

@@ -166,6 +166,68 @@ def test_new_ids_are_those_of_the_fleet(server: servers.Redis) -> None:
         wait_until(lambda: at_other.numbers()["verve_window_ids"] == 200)
 
 
+def rows_of(*samples: dict[str, float]) -> list[admin.Row]:
+    """Return the rows of as many workers, written now; each has these numbers."""
+    board = admin.Board(len(samples))
+    rows = [admin.Row(board, number, lambda each=each: each) for number, each in enumerate(samples)]  # type: ignore[misc]
+    for row in rows:
+        row.write()
+    return rows
+
+
+def lose(row: admin.Row) -> None:
+    """Have a worker be missing: its row was written too long ago."""
+    row.board.rows[row.number][0] -= admin.MISSING + 1
+
+
+def test_of_a_missing_worker_only_what_it_counted_is_added() -> None:
+    one, other = rows_of(
+        {'verve_requests_total{status="200"}': 1, "verve_connections": 10, "verve_store_up": 1},
+        {'verve_requests_total{status="200"}': 2, "verve_connections": 20, "verve_store_up": 1},
+    )
+    everything = {'verve_requests_total{status="200"}': 3, "verve_connections": 30, "verve_store_up": 1}
+    assert one.total() == other.total() == everything | {"verve_workers": 2}
+    lose(other)
+    assert one.total() == everything | {"verve_connections": 10, "verve_workers": 1}
+    assert other.total()["verve_workers"] == 2  # it writes its row, and so is back
+
+
+@pytest.mark.parametrize(
+    ("up", "missing", "expected"),
+    [
+        ((1, 1), False, 1),
+        ((1, 0), False, 0),
+        ((0, 1), False, 0),
+        ((0, 0), False, 0),
+        ((1, 0), True, 1),
+        ((0, 1), True, 0),
+    ],
+)
+def test_the_store_is_up_if_each_worker_at_work_can_store(up: tuple[int, int], missing: bool, expected: int) -> None:
+    one, other = rows_of(*({"verve_store_up": float(each)} for each in up))
+    if missing:
+        lose(other)
+    assert one.total()["verve_store_up"] == expected
+
+
+def test_a_successor_goes_on_from_its_predecessors_counters() -> None:
+    numbers = {'verve_requests_total{status="200"}': 5.0, "verve_connections": 7.0, "verve_store_up": 1.0}
+    (row,) = rows_of(numbers)
+    successor = admin.Row(row.board, 0, lambda: numbers)
+    assert successor.total() == numbers | {'verve_requests_total{status="200"}': 10, "verve_workers": 1}
+
+
+def test_the_first_worker_answers_and_the_next_one_while_those_before_it_are_missing() -> None:
+    rows = rows_of({}, {}, {})
+    assert [row.leads() for row in rows] == [True, False, False]
+    lose(rows[1])
+    assert [row.leads() for row in rows] == [True, False, False]
+    lose(rows[0])
+    assert [row.leads() for row in rows] == [True, True, True]
+    rows[1].write()
+    assert [row.leads() for row in rows] == [True, True, False]
+
+
 def test_connections_are_counted_while_they_are_open() -> None:
     with watched() as (program, operators), contextlib.ExitStack() as stack:
         for _ in range(3):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import browser
 import pytest
 import servers
+import support
 from operators import Operators, feed, watched
 from processes import long_window
 
@@ -55,7 +56,10 @@ def test_the_page_has_a_bar_and_a_row_for_each_window() -> None:
         watched("--window", "1") as (program, operators),
         browser.Page(url_of(operators)) as page,
     ):
-        feed(program, *range(100))
+        with support.Client(program.address) as client:
+            client.ask(support.get("/"))  # what follows is alike, so it is taken in one go and in one window
+            client.send(*map(support.accept, range(100)))
+            assert {answer.status for answer in client.receive(100)} == {200}
         page.wait_for("document.querySelectorAll('#chart rect').length > 4")
         page.wait_for("[...document.querySelectorAll('#rows .number')].some(cell => cell.textContent === '100')")
         bars = page.evaluate(

@@ -3,14 +3,20 @@
 import asyncio
 import contextlib
 import itertools
+import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+import servers
 import support
-from counted import assert_contiguous, assert_partial, counts
+from counted import assert_contiguous, assert_partial, counts, epoch, windows_seen
+from operators import watched
+from processes import at_work, wait_until, workers
 from support import Client, Program, accept, verve
 
 DAY = ("--window", "86400")  # for tests that send an id twice, lest a window end between
@@ -358,3 +364,99 @@ def test_ctrl_c_amid_the_imports_ends_it_quietly(tmp_path: Path, monkeypatch: py
     program.log.wait_for("importing")
     assert program.stop(signal.SIGINT) == -signal.SIGINT
     assert program.log.all == ["importing"]
+
+
+# --drain-delay
+
+
+@pytest.fixture
+def server() -> Iterator[servers.Redis]:
+    with servers.Redis(next(iter(servers.ENGINES))) as server:
+        yield server
+
+
+def several(server: servers.Redis, count: int) -> list[str]:
+    return ["--redis-url", server.url, "--workers", str(count), *DAY] if count > 1 else [*DAY]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_connections_are_taken_while_the_delay_lasts_and_the_instance_is_not_ready(
+    server: servers.Redis, count: int
+) -> None:
+    with watched("--drain-delay", "3", *several(server, count)) as (program, operators):
+        if count > 1:
+            at_work(program, server, count)
+        wait_until(lambda: operators.ready() == (200, ["ready"]))
+        with Client(program.address) as old:
+            assert old.ask(accept(1)).status == 200
+            program.send(signal.SIGTERM)
+            wait_until(lambda: operators.ready() == (503, ["not ready", "stopping"]))
+            for number in range(10):
+                with Client(program.address) as new:
+                    answer = new.ask(accept(number))
+                    assert (answer.status, answer.closes) == (200, False)
+            assert not old.ask(accept(2)).closes
+        assert program.wait() == 0
+        delayed, stopping = (
+            datetime.fromisoformat(next(line for line in program.log.all if words in line).split()[0]).timestamp()
+            for words in ("stopping: connections are taken for 3 s more", "stopping: answering what was taken")
+        )
+        assert stopping - delayed > 2.99
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_second_signal_ends_the_delay_at_once(server: servers.Redis, count: int) -> None:
+    with verve("--drain-delay", "3600", *several(server, count)) as program:
+        if count > 1:
+            at_work(program, server, count)
+        program.send(signal.SIGTERM)
+        program.log.wait_for("connections are taken for 3600 s more")
+        status = program.stop()
+        assert status == (-signal.SIGTERM if count == 1 else 0)
+        assert not [line for line in program.log.all if "answering" in line]
+
+
+def test_a_worker_that_dies_while_the_delay_lasts_is_replaced(server: servers.Redis) -> None:
+    with verve("--drain-delay", "3600", *several(server, 2)) as program:
+        at_work(program, server, 2)
+        program.send(signal.SIGTERM)
+        program.log.wait_for("connections are taken")
+        killed = workers(program)[0]
+        os.kill(killed, signal.SIGKILL)
+        program.log.wait_for("worker 1 ended with status -9 and is replaced")
+        at_work(program, server, 2)
+        for number in range(20):
+            with Client(program.address) as client:
+                assert client.ask(accept(number)).status == 200
+        program.stop()
+
+
+def test_a_worker_that_is_stopped_alone_does_not_wait(server: servers.Redis) -> None:
+    with verve("--drain-delay", "3600", *several(server, 2)) as program:
+        at_work(program, server, 2)
+        os.kill(workers(program)[1], signal.SIGTERM)
+        program.log.wait_for("worker 2: stopping: answering what was taken")
+        program.log.wait_for("worker 2 ended with status 0 and is replaced")
+        at_work(program, server, 2)
+        program.send(signal.SIGTERM)
+        program.log.wait_for("connections are taken")
+        program.stop()
+
+
+def test_a_window_that_ends_while_redis_is_slow_is_told_at_the_stop(server: servers.Redis) -> None:
+    flags = "--redis-url", server.url, "--window", "1", "--request-timeout", "20", "--drain-timeout", "20"
+    with verve(*flags) as program:
+        with Client(program.address) as client:
+            windows_seen(program, 1)
+            assert client.ask(accept(1)).status == 200
+        server.freeze()
+        frozen = time.time()
+        wait_until(lambda: time.time() > frozen + 1.5)  # so a window is over, and its count is asked for
+        program.send(signal.SIGTERM)
+        wait_until(lambda: refused(program.address))
+        server.thaw()
+        assert program.wait() == 0
+        told = counts(program.log.all)
+        assert sum(count for _, count in told) == 1
+        assert [(epoch(window), count) for window, count in server.reports().items()] == told
+        assert told[-1][0] + 1 >= int(frozen)

@@ -248,6 +248,21 @@ def test_the_first_window_is_told_though_the_teller_dies_in_it(server: servers.R
         assert window in told(program)
 
 
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_lines_of_workers_name_the_worker_and_counts_are_the_instances(server: servers.Redis, style: str) -> None:
+    with started(server, 2, "--log-format", style, window="1") as program:
+        program.log.wait_for("unique ids in ")
+        server.kill()
+        for number in (1, 2):
+            program.log.wait_for(f"worker {number}: Redis is away")
+        server.start()
+        for number in (1, 2):
+            program.log.wait_for(f"worker {number}: Redis is back")
+        program.log.wait_for("unique ids in ", len(program.log.all))
+        assert not [line for line in program.log.all if "unique ids" in line and "worker" in line]
+        assert not [line for line in program.log.all if "listening on" in line and "worker " in line]
+
+
 # The end
 
 
