@@ -1,4 +1,4 @@
-"""How cost grows with ids in a window and with connections. `python bench/growth.py`, about ten minutes.
+"""How cost grows with ids in a window and with connections. `python bench/growth.py`, about five minutes.
 
 For each number of ids the service is started anew, the ids are sent behind the start of a window, pipelined on four
 connections, and its end is awaited: CPU a request, memory an id (of the server, and what Redis says it uses), and the
@@ -10,19 +10,22 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import uvloop
-from run import CASES, LUA, command, cpu, free_port, load, memory, started, write_section
+from results import GROWTH, write_section
+from run import CASES, command, cpu, free_port, load, memory, started
 from stalls import Probe, fill, probe
+from users import DIFFER, write
 
-WINDOWS = {10_000: 5, 100_000: 5, 1_000_000: 30, 5_000_000: 120}  # ids in a window: its length in seconds
+IDS = (10_000, 100_000, 1_000_000, 5_000_000)  # in a window
+SHORTEST = 5  # seconds, of a window
 CONNECTIONS = (1, 10, 100, 1000, 5000)
 
 
@@ -32,13 +35,15 @@ def redis_memory(port: int) -> float:
     return int(re.findall(r"used_memory:(\d+)", text.stdout)[0]) / 2**20
 
 
-async def one(name: str, port: int, pid: int, store: int, store_pid: int, ids: int, window: int) -> str:
-    """Fill a window and see it end; return a row's figures."""
+async def one(name: str, port: int, pid: int, store: int, store_pid: int, ids: int, window: int) -> tuple[str, float]:
+    """Fill a window and see it end; return a row's figures, and how many seconds an id took."""
     await asyncio.sleep(window - time.time() % window + 0.5)
     edge = time.time() // window * window + window
     before = cpu(pid), cpu(store_pid), memory(pid), redis_memory(store)
+    began = time.time()
     share = ids // 4
     await asyncio.gather(*(fill(port, range(share * n + 10, share * (n + 1) + 10)) for n in range(4)))
+    took = time.time() - began
     after = cpu(pid), cpu(store_pid), memory(pid), redis_memory(store)
     if time.time() > edge - 1.5:
         raise SystemExit(f"a window of {window} s is too short for {ids} ids here")
@@ -47,9 +52,9 @@ async def one(name: str, port: int, pid: int, store: int, store_pid: int, ids: i
     await probe(port, edge + 3, probes)
     spent, of_redis = ((now - then) / ids * 1e6 for now, then in zip(after[:2], before[:2], strict=True))
     each, in_redis = ((now - then) / ids * 2**20 for now, then in zip(after[2:], before[2:], strict=True))
-    slowest = max(took for _, took in probes) * 1e3
+    slowest = max(waited for _, waited in probes) * 1e3
     there = f"{of_redis:.1f} | {in_redis:.0f}" if name == "redis" else " | "
-    return f"{spent:.1f} | {each:.0f} | {there} | {slowest:.1f}"
+    return f"{spent:.1f} | {each:.0f} | {there} | {slowest:.1f}", took / ids
 
 
 def main() -> None:
@@ -68,31 +73,34 @@ def main() -> None:
         arguments = ("--port", str(store), "--save", "", "--dir", folder)
         redis = stack.enter_context(started("1", "redis-server", *arguments, port=store))
         for name in "memory", "redis":
-            for ids, window in WINDOWS.items():
-                print(f"{ids:,} ids, {name}", file=sys.stderr)
+            each = 0.0
+            for ids in IDS:
+                window = max(SHORTEST, math.ceil(ids * each * 1.6 + 3))  # more ids take a little longer each
+                print(f"{ids:,} ids, {name}, a window of {window} s", file=sys.stderr)
                 port = free_port()
                 with started("0", *command(name, port, store, folder, window), port=port) as server:
-                    figures = uvloop.run(one(name, port, server.pid, store, redis.pid, ids, window))
+                    figures, each = uvloop.run(one(name, port, server.pid, store, redis.pid, ids, window))
                 lines.append(f"| {ids:,} | {name} | {figures} |")
-        lines += ["", "Connections, a new id in each request.", ""]
+        lines += ["", f"Connections, a new id in each request, {DIFFER}.", ""]
         lines += [
             "| connections | store | requests/s | CPU µs | p99 ms | MiB |",
             "| ---: | --- | ---: | ---: | ---: | ---: |",
         ]
-        script = Path(folder, "wrk.lua")
-        script.write_text(LUA)
+        files = write(folder, "differ")
         for name in "memory", "redis":
             for connections in CONNECTIONS:
                 print(f"{connections:,} connections, {name}", file=sys.stderr)
                 port = free_port()
                 with started("0", *command(name, port, store, folder), port=port) as server:
                     before = cpu(server.pid)
-                    case = CASES["new"]._replace(connections=connections)
-                    count, rate, _, p99 = load(case, port, next(numbers), 4, str(script))
-                    spent = (cpu(server.pid) - before) / count * 1e6
+                    case = CASES["users"]._replace(connections=connections)
+                    sent = load(case, port, next(numbers), 3, files)
+                    spent = (cpu(server.pid) - before) / sent.answered * 1e6
                     used = memory(server.pid)
-                lines.append(f"| {connections:,} | {name} | {rate:,.0f} | {spent:.1f} | {p99:.1f} | {used:.0f} |")
-    write_section("How cost grows", "\n".join(lines))
+                lines.append(
+                    f"| {connections:,} | {name} | {sent.rate:,.0f} | {spent:.1f} | {sent.p99:.1f} | {used:.0f} |"
+                )
+    write_section(GROWTH, "\n".join(lines))
 
 
 if __name__ == "__main__":

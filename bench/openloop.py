@@ -1,9 +1,9 @@
 """Latency at a constant rate, over several rolls. `python bench/openloop.py`, about five minutes.
 
-Requests are due at times fixed beforehand, `--rate` a second, each with a new id, taking turns on `--connections`;
-none waits for an answer to another, and its latency counts from when it was due, so that a stall shows in every
-request that it delays. Prints p50, p99, p99.9 and the slowest, over all and for the second around each roll, and draws
-them second by second in openloop.svg. The server is on core 0, the client and Redis on core 1.
+Requests are due at times fixed beforehand, `--rate` a second, each with a new id and header fields that differ, taking
+turns on `--connections`; none waits for an answer to another, and its latency counts from when it was due, so that a
+stall shows in every request that it delays. Prints p50, p99, p99.9 and the slowest, over all and for the second around
+each roll, and draws them second by second in openloop.svg. The server is on core 0, the client and Redis on core 1.
 """
 
 import argparse
@@ -17,13 +17,16 @@ import time
 from collections import deque
 
 import uvloop
-from run import ROOT, free_port, started, write_section
+from results import STEADY, write_section
+from run import ROOT, free_port, started
+from users import DIFFER, halves
 
 TICK = 0.001  # seconds from one look at what is due to the next
 PLOT = ROOT / "bench" / "openloop.svg"
 MARKS = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "slowest": 1.0}
 COLOURS = {"p50": "#4a8", "p99": "#48c", "p99.9": "#a5c", "slowest": "#c54"}
 Times = list[tuple[float, float]]  # of each answered request: when it was due (perf_counter), and how long it took
+FIRST, SECOND = ([text.encode() for text in texts] for texts in halves("differ"))
 
 
 class Client(asyncio.Protocol):
@@ -48,7 +51,8 @@ class Client(asyncio.Protocol):
 
     def send(self, due: float, number: int) -> None:
         self.due.append(due)
-        self.transport.write(b"GET /api/verve/accept?id=%d HTTP/1.1\r\nHost: bench\r\n\r\n" % number)  # type: ignore[attr-defined]
+        fields = FIRST[number % len(FIRST)] + SECOND[number % len(SECOND)]
+        self.transport.write(b"GET /api/verve/accept?id=%d%s" % (number, fields))  # type: ignore[attr-defined]
 
 
 async def drive(options: argparse.Namespace, port: int) -> None:
@@ -74,6 +78,7 @@ async def drive(options: argparse.Namespace, port: int) -> None:
     lines = [
         f"{total:,} requests at {options.rate:,} a second on {options.connections} connections, windows of "
         f"{options.window} s, {'in memory' if options.memory else 'with Redis'}: {failed} unanswered or failed.",
+        f"Sent: {DIFFER}.",
         "",
         f"| | {' | '.join(MARKS)} |",
         "| --- |" + " ---: |" * len(MARKS),
@@ -82,7 +87,7 @@ async def drive(options: argparse.Namespace, port: int) -> None:
         "",
         "![Latency, second by second](openloop.svg)",
     ]
-    write_section("Latency at a constant rate", "\n".join(lines))
+    write_section(STEADY, "\n".join(lines))
     rolls = [at for at in range(total // options.rate + 1) if (start + at + offset) % options.window < 0.5]
     PLOT.write_text(plot([(due - start, took) for due, took in done], [at + 0.0 for at in rolls]))
     if failed:

@@ -1,12 +1,14 @@
-"""Verve beside nginx, the floor of its stack, and peers. `python bench/run.py`, about ten minutes.
+"""Verve beside nginx, the floor of its stack, and peers. `python bench/run.py`, about five minutes.
 
 Each server is on core 0, wrk and Redis on core 1 (but where it says unpinned). The servers take turns, in rounds,
-so that what else the machine does falls on all of them; each figure is the median of the rounds. CPU is user and system
-time of the server's processes (and of Redis) from /proc, over the requests that wrk counted. Ratios are what to look
-at: to nginx's static reply, which does no work, and to a bare uvloop and httptools server with a fixed reply.
+so that what else the machine does falls on all of them; each figure is the median of the rounds, and each ratio is
+taken within a round and given with its lowest and highest. CPU is user and system time of the server's processes (and
+of Redis) from /proc, over the requests that wrk counted. Ratios are what to look at: to nginx's static reply, which
+does no work, and to a bare uvloop and httptools server with a fixed reply, each under the same load.
 
-Every id is sent once in the cases that say so, over all runs; in the end the counts that the service told must add up
-to what was answered, plus at most what was under way when wrk stopped. The table is printed, and written to RESULTS.md.
+wrk's own CPU is in the tables, too: where wrk's core is busier than the server's, the figure is wrk's limit, and the
+table says so. Every id is sent once in the cases that say so, over all runs; in the end the counts that the service
+told must add up to what was answered, plus at most what was under way when wrk stopped.
 """
 
 import argparse
@@ -14,8 +16,8 @@ import contextlib
 import importlib.util
 import itertools
 import os
-import platform
 import re
+import resource
 import shutil
 import socket
 import statistics
@@ -24,15 +26,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import results
+import users
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "RESULTS.md"
+LOAD = ROOT / "bench" / "load.lua"
 TICKS = os.sysconf("SC_CLK_TCK")
-WINDOW = 10  # seconds, so that rolls are measured too
-POOL = 1000  # ids that duplicates are taken from
+WINDOW = 5  # seconds, so that rolls are measured too
+POOL = 1000  # ids that duplicates are taken from, as in load.lua
+FULL = 95  # per cent of a core that count as all of it
 NGINX = """
 daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 2048; }}
@@ -43,29 +48,6 @@ http {{
   server {{ listen 127.0.0.1:{port}; location / {{ default_type "text/plain; charset=utf-8"; return 200 "ok"; }} }}
 }}
 """
-LUA = """
-local count, fresh, depth, headers, text = 0, 1, 1, nil, {}
-init = function(arguments)
-  count, fresh, depth = tonumber(arguments[1]), tonumber(arguments[2]), tonumber(arguments[3])
-  if arguments[4] == "balancer" then
-    headers = {["X-Forwarded-For"]="203.0.113.9, 198.51.100.7", ["X-Forwarded-Proto"]="https",
-      ["X-Forwarded-Port"]="443", ["X-Amzn-Trace-Id"]="Root=1-67891233-abcdef012345678912345678",
-      ["User-Agent"]="Mozilla/5.0 (X11; Linux)", ["Accept"]="*/*", ["Accept-Encoding"]="gzip, deflate, br",
-      ["Accept-Language"]="en-GB,en;q=0.9", ["Referer"]="https://example.com/a/page",
-      ["Cache-Control"]="no-cache", ["Pragma"]="no-cache"}
-  end
-end
-local one = function()
-  count = count + 1
-  local id = (count % 10 < fresh * 10) and count or count % POOL
-  return wrk.format("GET", "/api/verve/accept?id=" .. id, headers)
-end
-request = function()
-  if depth == 1 then return one() end
-  for i = 1, depth do text[i] = one() end
-  return table.concat(text)
-end
-""".replace("POOL", str(POOL))
 
 
 class Case(NamedTuple):
@@ -76,28 +58,42 @@ class Case(NamedTuple):
     connections: int = 64
     fresh: float = 1.0  # share of requests with a new id
     depth: int = 1  # requests in one write
-    headers: str = "one"
+    headers: str = "differ"  # the kind, as users.halves has it
     pinned: bool = True
 
 
+PEERS = "nginx floor memory redis aiohttp+redis fastapi+redis"
 CASES = {
-    "new": Case("a new id each time", "nginx floor memory redis aiohttp aiohttp+redis fastapi fastapi+redis"),
-    "many": Case("a new id each time, 256 connections", connections=256),
+    "users": Case("a new id each time", PEERS),
+    "users256": Case("a new id each time, 256 connections", connections=256),
     "duplicates": Case("9 in 10 duplicates", fresh=0.1),
-    "headers": Case("a new id each time, twelve header fields as a load balancer sends them", headers="balancer"),
-    "pipelined": Case("a new id each time, 16 requests in one write", depth=16),
     "workers": Case("a new id each time, unpinned", "nginx redis redis*2", pinned=False),
+    "same": Case("a new id each time, the same twelve fields", headers="same"),
+    "host": Case("a new id each time, one field, Host", headers="host"),
+    "host256": Case("a new id each time, one field, Host, 256 connections", connections=256, headers="host"),
+    "pipelined": Case("a new id each time, one field, Host, 16 requests in one write", depth=16, headers="host"),
 }
 
 
-class Run(NamedTuple):
+class Load(NamedTuple):
     """What one run of wrk gave."""
+
+    answered: int  # requests
+    rate: float  # a second
+    p50: float  # ms
+    p99: float
+    cpu: float  # of wrk, µs a request
+
+
+class Run(NamedTuple):
+    """What one run showed of the server."""
 
     rate: float  # requests a second
     p50: float  # ms
     p99: float
     cpu: float  # µs a request
     redis: float
+    wrk: float
     memory: float  # MiB, of the server
 
 
@@ -161,19 +157,23 @@ def command(name: str, port: int, store: int, folder: str, window: int = WINDOW)
     return [sys.executable, str(ROOT / "bench" / file), str(port), *([url] if with_redis else [])]
 
 
-def load(case: Case, port: int, first: int, seconds: int, script: str) -> tuple[int, float, float, float]:
-    """Run wrk; return how many requests were answered, how many a second, p50 and p99 in ms."""
-    wrk = ["wrk", "--latency", "-t1", f"-c{case.connections}", f"-d{seconds}s", "-s", script]
+def load(case: Case, port: int, first: int, seconds: int, files: str) -> Load:
+    """Run wrk. `first` is the first id, `files` the path of the prepared requests."""
+    wrk = ["wrk", "--latency", "-t1", f"-c{case.connections}", f"-d{seconds}s", "-s", str(LOAD)]
     wrk = [*(["taskset", "-c", "1"] if case.pinned else []), *wrk, f"http://127.0.0.1:{port}/", "--"]
-    wrk += [str(first), str(case.fresh), str(case.depth), case.headers]
+    wrk += [str(first), str(case.fresh), str(case.depth), files]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     text = subprocess.run(wrk, capture_output=True, text=True, check=True).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if "Non-2xx" in text or "Socket errors" in text:
         raise SystemExit(f"failed requests:\n{text}")
     late = (found(rf"{mark}%\s+([\d.]+(?:us|ms|s))", text) for mark in (50, 99))
     p50, p99 = (
         float(each.rstrip("ums")) * {"u": 1e-3, "m": 1, "s": 1e3}[each.lstrip("0123456789.")[0]] for each in late
     )
-    return int(found(r"(\d+) requests in", text)), float(found(r"Requests/sec:\s+([\d.]+)", text)), p50, p99
+    count = int(found(r"(\d+) requests in", text))
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Load(count, float(found(r"Requests/sec:\s+([\d.]+)", text)), p50, p99, spent / count * 1e6)
 
 
 def found(pattern: str, text: str) -> str:
@@ -188,8 +188,7 @@ def measure(case: Case, names: list[str], rounds: int, seconds: int, ids: Iterat
     runs: dict[str, list[Run]] = {name: [] for name in names}
     answered = dict.fromkeys(names, 0)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        script = Path(folder, "wrk.lua")
-        script.write_text(LUA)
+        files = users.write(folder, case.headers)
         everywhere = f"0-{(os.cpu_count() or 1) - 1}"
         store_port = free_port()
         options = ("--port", str(store_port), "--save", "", "--dir", folder)
@@ -207,11 +206,11 @@ def measure(case: Case, names: list[str], rounds: int, seconds: int, ids: Iterat
             for name, server in servers.items():
                 print(f"{case.title}: round {number + 1} of {rounds}, {name}", file=sys.stderr)
                 before = cpu(server.pid), cpu(store.pid)
-                count, rate, p50, p99 = load(case, ports[name], next(ids), seconds, str(script))
-                spent = (cpu(server.pid) - before[0]) / count * 1e6
-                of_redis = (cpu(store.pid) - before[1]) / count * 1e6 if "redis" in name else 0.0
-                answered[name] += count
-                runs[name].append(Run(rate, p50, p99, spent, of_redis, memory(server.pid)))
+                sent = load(case, ports[name], next(ids), seconds, files)
+                spent = (cpu(server.pid) - before[0]) / sent.answered * 1e6
+                of_redis = (cpu(store.pid) - before[1]) / sent.answered * 1e6 if "redis" in name else 0.0
+                answered[name] += sent.answered
+                runs[name].append(Run(sent.rate, sent.p50, sent.p99, spent, of_redis, sent.cpu, memory(server.pid)))
         under_way = rounds * case.connections * case.depth
         for name in names:
             if name.startswith("redis"):
@@ -245,25 +244,49 @@ def check(case: Case, counts: list[int], answered: int, under_way: int) -> None:
 
 
 def table(case: Case, runs: dict[str, list[Run]]) -> str:
-    """Return the medians, as Markdown."""
-    middle = {name: Run(*map(statistics.median, zip(*rows, strict=True))) for name, rows in runs.items()}
-    lines = [
-        f"**{case.title[0].upper()}{case.title[1:]}**",
+    """Return the medians and the ratios, as Markdown."""
+    where = "" if case.pinned else ", all processes on all cores"
+    rows = []
+    for name, of_server in runs.items():
+        run = Run(*map(statistics.median, zip(*of_server, strict=True)))
+        of_nginx = [each.rate / nginx.rate for each, nginx in zip(of_server, runs.get("nginx", []), strict=False)]
+        of_floor = [each.cpu / floor.cpu for each, floor in zip(of_server, runs.get("floor", []), strict=False)]
+        late = [f"{run.p50:.2f}", f"{run.p99:.1f}"] if case.depth == 1 else ["", ""]  # wrk does not tell these
+        row = [LABELS.get(name, name), f"{run.rate:,.0f}", results.spread(of_nginx) if of_nginx else "", *late]
+        row += [f"{run.cpu:.1f}", results.spread(of_floor) if of_floor else "", f"{run.redis:.2f}" if run.redis else ""]
+        rows.append([*row, f"{run.wrk:.1f}", busy(run) if case.pinned else "", f"{run.memory:.0f}"])
+    heads = "server|requests/s|of nginx|p50 ms|p99 ms|CPU µs|of floor|Redis µs|wrk µs|cores busy|MiB"
+    title = f"**{case.title[0].upper()}{case.title[1:]}**"
+    lines = [title, "", f"{case.connections} connections{where}.", "", *results.table(heads, rows), ""]
+    if case.pinned and "nginx" in runs:
+        lines += clients_limit(runs)
+    return "\n".join(lines)
+
+
+def busy(run: Run) -> str:
+    """Return in per cent how busy the server's core was, and the one of Redis and wrk."""
+    return f"{run.rate * run.cpu / 1e4:.0f}, {run.rate * (run.redis + run.wrk) / 1e4:.0f}"
+
+
+def clients_limit(runs: dict[str, list[Run]]) -> list[str]:
+    """Return lines about the ratio of CPU, if nginx's core was not the limit of nginx's figure."""
+    nginx = runs["nginx"]
+    ours = statistics.median(run.rate * run.cpu / 1e4 for run in nginx)
+    clients = statistics.median(run.rate * run.wrk / 1e4 for run in nginx)
+    if ours >= FULL and ours >= clients:
+        return []
+    ratios = {
+        name: [theirs.cpu / our.cpu for theirs, our in zip(nginx, runs[name], strict=True)]
+        for name in ("memory", "redis")
+        if name in runs
+    }
+    by_cpu = ", ".join(f"{LABELS[name].strip('*')} {results.spread(each)}" for name, each in ratios.items())
+    which = "wrk" if clients >= FULL else "neither"
+    return [
+        f"In nginx's runs wrk's core was {clients:.0f} % busy and nginx's {ours:.0f} %, so {which} was the limit."
+        f" By CPU a request, of nginx: {by_cpu}.",
         "",
-        f"{case.connections} connections."
-        if case.pinned
-        else f"{case.connections} connections, all processes on all cores.",
-        "",
-        "| server | requests/s | of nginx | p50 ms | p99 ms | CPU µs | of floor | Redis µs | MiB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, run in middle.items():
-        of_nginx = f"{run.rate / middle['nginx'].rate:.2f}" if "nginx" in middle else ""
-        of_floor = f"{run.cpu / middle['floor'].cpu:.2f}" if "floor" in middle else ""
-        redis = f"{run.redis:.2f}" if run.redis else ""
-        figures = f"{run.rate:,.0f} | {of_nginx} | {run.p50:.1f} | {run.p99:.1f} | {run.cpu:.1f} | {of_floor} | {redis}"
-        lines.append(f"| {LABELS.get(name, name)} | {figures} | {run.memory:.0f} |")
-    return "\n".join([*lines, ""])
 
 
 LABELS = {
@@ -296,7 +319,7 @@ def missing(cases: list[Case], only: list[str]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=3, help="of one run [3]")
+    parser.add_argument("--seconds", type=int, default=2, help="of one run [2]")
     parser.add_argument("--rounds", type=int, default=3, help="that the median is taken of [3]")
     parser.add_argument("--case", choices=CASES, help="only this one; RESULTS.md is left alone then")
     parser.add_argument("--only", default="", help="only these servers, with commas between")
@@ -306,34 +329,22 @@ def main() -> None:
     if needed := missing(cases, only):
         raise SystemExit("first: " + " && ".join(needed))
     ids = itertools.count(POOL, 10_000_000)  # a run does not come near the next one's
-    texts = []
+    texts: dict[str, list[str]] = {"differ": [], "same": []}
     for case in cases:
         names = [name for name in case.servers.split() if not only or name in only]
-        texts.append(table(case, measure(case, names, options.rounds, options.seconds, ids)))
-        print(texts[-1], flush=True)
+        text = table(case, measure(case, names, options.rounds, options.seconds, ids))
+        print(text, flush=True)
+        texts["differ" if case.headers == "differ" else "same"].append(text)
     if not options.case and not only:
-        write_section(
-            "Requests a second", "\n".join([f"Medians of {options.rounds} rounds of {options.seconds} s.\n", *texts])
-        )
+        medians = f"Medians of {options.rounds} rounds of {options.seconds} s."
+        results.write_section(results.DIFFER, "\n".join([f"{medians} Sent: {users.DIFFER}.\n", *texts["differ"]]))
+        results.write_section(results.SAME, "\n".join([f"{medians} {LABORATORY}\n", *texts["same"]]))
 
 
-def write_section(title: str, text: str) -> None:
-    """Put a section into RESULTS.md, in the place of the one that had its title."""
-    print(text)
-    model = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0]
-    machine = f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}"
-    script = f"python bench/{Path(sys.argv[0]).name}"
-    old = RESULTS.read_text() if RESULTS.exists() else ABOUT
-    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", old, re.DOTALL | re.MULTILINE))
-    sections[title] = f"\nBy `{script}` on {datetime.now(UTC):%Y-%m-%d}: {machine}.\n\n{text.strip()}\n\n"
-    RESULTS.write_text(ABOUT + "".join(f"\n## {title}\n{text.rstrip()}\n" for title, text in sections.items()))
-
-
-ABOUT = """# What was measured
-
-Servers are on core 0, clients and Redis on core 1, unless it says otherwise. CPU is the server's time for a request.
-The ratios carry over to other machines, the figures themselves don't.
-"""
+LABORATORY = (
+    "No user sends this: the header bytes are those of the last request, which a server may remember. It shows what "
+    "the rest of a request costs."
+)
 
 
 if __name__ == "__main__":
