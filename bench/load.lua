@@ -2,7 +2,8 @@
 -- the two files with what follows the id, as users.py writes them.
 --
 -- wrk and this script share one core. A request is its line with the id and two prepared strings, joined: 0.6 us for
--- the twelve fields that differ, and 5 to 6 us for all that wrk does. run.py prints what wrk took, and how busy its core was.
+-- the twelve fields that differ, of the 6.4 us that wrk takes for a request in all. So wrk alone can do 155,000 a second
+-- (2.3 GHz), little more than nginx on a core: run.py shows what wrk took, and says where nginx's core was not the limit.
 local POOL = 1000 -- ids that duplicates are taken from
 local count, fresh, depth, joined = 0, 1, 1, {}
 local first, second, a, b = {}, {}, 0, 0

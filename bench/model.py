@@ -121,7 +121,7 @@ def sizes(port: int) -> tuple[int, int]:
         return len(request), len(sock.recv(4096))
 
 
-def text(points: dict[int, Point], both: Point, sent: tuple[int, int]) -> str:
+def text(points: dict[int, Point], both: Point, sent: tuple[int, int], medians: str) -> str:
     """Return the section."""
     server = fit([(point.ids, point.server) for point in points.values()])
     redis = fit([(point.ids, point.redis) for point in points.values()])
@@ -135,7 +135,8 @@ def text(points: dict[int, Point], both: Point, sent: tuple[int, int]) -> str:
     carried = [[f"{n}", *(cell(n, primaries, server, redis, ids) for primaries in PRIMARIES)] for n in WORKERS]
     request, answer = sent
     lines = [
-        f"**Measured**: one worker on core 0, Redis and wrk on core 1, a new id in each request, {users.DIFFER}.",
+        f"**Measured** ({medians}): one worker on core 0, Redis and wrk on core 1, a new id in each request,",
+        f"{users.DIFFER}.",
         "",
         *results.table(heads, rows, words=0),
         "",
@@ -193,7 +194,7 @@ def main() -> None:
         port = free_port()
         with started("0", *command("memory", port, 0, folder), port=port):
             sent = sizes(port)
-    found = text(points, both, sent)
+    found = text(points, both, sent, f"medians of {options.rounds} rounds of {options.seconds} s")
     if options.print:
         print(found)
     else:
