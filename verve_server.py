@@ -8,7 +8,8 @@ the count with an id that is new to the endpoint that its request named.
 
 The life of the process: the settings are read, or refused with exit status 2; the port is opened, or the process
 ends with status 1 and a line that says why; it serves until SIGTERM or SIGINT; then it takes no new connection,
-answers what was taken, tells what it has counted so far, and exits with status 0. A second signal ends it at once.
+answers what was taken, tells what it has counted so far, and exits with status 0; or with status 3, and a line that
+says how many, if Redis was not seen to have all ids that were answered `ok`. A second signal ends it at once.
 """
 
 import signal
@@ -38,6 +39,7 @@ import admin
 import dedup
 import http1
 import outbound
+import redis_store
 import reporter
 import settings
 import workers
@@ -59,7 +61,8 @@ class Endpoint:
     plain = PATH + b"?id="
 
     def __init__(self, store: dedup.Store, answers: http1.Answers, callbacks: reporter.Callbacks) -> None:
-        self.add, self.add_all = store.add, store.add_all
+        self.add = store.add
+        self.add_all = lambda numbers: None
         self._callbacks = callbacks
         # An endpoint as it stands in a query: most requests repeat them.
         self._read = lru_cache(MAX_KNOWN)(lambda endpoint: callbacks.parse(unquote_to_bytes(endpoint)))
@@ -183,8 +186,8 @@ class Parts:
         self.shared.untold[0] = start + 1  # for a successor
 
 
-async def serve(config: settings.Settings, shared: Shared, worker: workers.Worker) -> None:
-    """Serve until a signal, then drain. Raises dedup.StoreError if the store can't be used."""
+async def serve(config: settings.Settings, shared: Shared, worker: workers.Worker) -> int:
+    """Serve until a signal, then drain; return the exit status. Raises dedup.StoreError if the store can't be used."""
     parts = wire(config, shared, worker)
     life = asyncio.create_task(worker.show_life())  # to the end: a stop that hangs is ended, too
     listener, timer = await open_up(parts)
@@ -193,8 +196,9 @@ async def serve(config: settings.Settings, shared: Shared, worker: workers.Worke
     await drain(parts, listener)
     timer.cancel()
     await tell_the_rest(parts, until)
-    await let_go(parts, until)
+    status = await let_go(parts, until)
     life.cancel()
+    return status
 
 
 def wire(config: settings.Settings, shared: Shared, worker: workers.Worker) -> Parts:
@@ -219,7 +223,6 @@ def wire(config: settings.Settings, shared: Shared, worker: workers.Worker) -> P
         max_connections=config.max_connections,
         overflow=min(http1.OVERFLOW, spare // 4),
     )
-    store.tell = server.give
     webhook = open_webhook(config, store)
     return Parts(config, shared, worker, stop, store, client, callbacks, server, webhook)
 
@@ -234,13 +237,13 @@ async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
             store.place,
             row,
             trouble=lambda: "stopping" if parts.stopping else store.obstacle,
-            warnings=lambda: [store.warning] if store.warning else [],
+            warnings=lambda: store.warnings,
             recent=store.recent,
             delivered=webhook.outbox.delivered if webhook else None,
             webhook=(lambda: webhook.why) if webhook else None,
         )
         parts.begin(operators.serve(worker.operators))
-    await store.start(STORE_WAIT if worker.patient else 0.0)
+    await store.start(STORE_WAIT if worker.patient else 0.0, parts.server.give)
     parts.begin(row.keep())  # not before: it would say for a second that the store is away
     listen(parts.config, [worker.sock])
     loop = asyncio.get_running_loop()
@@ -302,35 +305,38 @@ async def tell_the_rest(parts: Parts, until: float) -> None:
         log.warning("not everything that waited was told within %g s", parts.config.drain_timeout)
 
 
-async def let_go(parts: Parts, until: float) -> None:
-    """End the tasks, the callbacks, and the link to the store, which settles first."""
+async def let_go(parts: Parts, until: float) -> int:
+    """End the tasks, the callbacks, and the link to the store, which settles first; return the exit status."""
     for task in parts.tasks:
         task.cancel()
     parts.callbacks.close()
-    try:
-        async with asyncio.timeout_at(max(until, asyncio.get_running_loop().time() + 0.1)):
+    loop = asyncio.get_running_loop()
+    until = max(until, loop.time() + 0.1)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(until):
             if parts.webhook and parts.speaks:
                 await parts.webhook.close()
-            await parts.store.stop()
-    except TimeoutError:
-        log.warning("the store did not settle in time")
+    lost = await parts.store.stop(max(0.1, until - loop.time()))
+    if lost:
+        log.error("ids that were answered ok, and that Redis was not seen to have at the end: %d", lost)
+    return workers.UNSETTLED if lost else 0
 
 
 def samples(parts: Parts) -> dict[str, float]:
     """Return this process's numbers under the names of `admin.METRICS`, always the same ones in the same order."""
     store, server, histogram = parts.store, parts.server, admin.histogram
     answered = server.answered()
-    at_once = sum(answered.values()) - sum(store.waits.counts)
+    at_once = sum(answered.values()) - sum(store.meters.waits.counts)
     deliveries = parts.webhook.outcomes if parts.webhook else {}
     return {
         **{f'verve_requests_total{{status="{status}"}}': count for status, count in answered.items()},
-        **histogram("verve_request_duration_seconds", store.waits, at_once),
+        **histogram("verve_request_duration_seconds", store.meters.waits, at_once),
         "verve_waiting_requests": store.queued,
         "verve_connections": server.served,
         'verve_ids_total{result="new"}': store.new,
         'verve_ids_total{result="duplicate"}': answered[200] - store.new,
-        **histogram("verve_batch_ids", store.sizes),
-        **histogram("verve_batch_duration_seconds", store.trips),
+        **histogram("verve_batch_ids", store.meters.sizes),
+        **histogram("verve_batch_duration_seconds", store.meters.trips),
         **{
             f'verve_callbacks_total{{outcome="{outcome}"}}': parts.callbacks.outcomes[outcome]
             for outcome in ("delivered", "failed", "refused", "dropped")
@@ -348,7 +354,7 @@ def open_store(config: settings.Settings, resume: int = 0) -> dedup.Store:
     """Return the store that the settings name; `resume` is the start of the first window to tell, if one was left."""
     if config.redis_url is None:
         return dedup.MemoryStore(config.window, config.max_ids)
-    return dedup.RedisStore(
+    return redis_store.RedisStore(
         config.redis_url, config.key_prefix, config.window, config.max_ids, config.request_timeout, resume
     )
 
@@ -358,7 +364,7 @@ def open_webhook(config: settings.Settings, store: dedup.Store) -> reporter.Webh
     url = receiver(config)
     if url is None:
         return None
-    outbox = dedup.Outbox(store) if isinstance(store, dedup.RedisStore) else reporter.MemoryOutbox()
+    outbox = redis_store.Outbox(store) if isinstance(store, redis_store.RedisStore) else reporter.MemoryOutbox()
     return reporter.Webhook(url, config.report_secret, config.key_prefix, outbox)
 
 
@@ -374,7 +380,7 @@ def announce(config: settings.Settings, sock: socket.socket, operators: socket.s
     place = dedup.MemoryStore.place
     sinks = ["the log"]
     if config.redis_url is not None:
-        place = dedup.place(config.redis_url)
+        place = redis_store.place(config.redis_url)
         sinks.append(f"the stream {config.key_prefix}:reports")
     url = receiver(config)
     if url is not None:
@@ -434,11 +440,10 @@ def run(config: settings.Settings, shared: Shared, worker: workers.Worker) -> in
     gc.collect()
     gc.freeze()
     try:
-        uvloop.run(serve(config, shared, worker))
+        return uvloop.run(serve(config, shared, worker))
     except (dedup.StoreError, workers.Unusable) as error:
         log.error("%s", error)
         return workers.UNUSABLE
-    return 0
 
 
 async def prepare(config: settings.Settings, socks: list[socket.socket], operators: socket.socket | None) -> bool:
@@ -452,7 +457,7 @@ async def prepare(config: settings.Settings, socks: list[socket.socket], operato
         if answered:
             for start, count in await store.roll():  # windows that were left open: this has closed them
                 reporter.tell(start, count)
-        await store.stop()
+        await store.stop(STORE_WAIT)
     except dedup.StoreError as error:
         raise workers.Unusable(str(error)) from None
     listen(config, socks)

@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 UNUSABLE = 1  # exit status of a process that can't work with what it was told; none of its siblings can
+UNSETTLED = 3  # exit status of a process that was stopped, and can't vouch for all that it took
 CRASHED = 70  # exit status of a worker after an error of ours (EX_SOFTWARE of sysexits.h)
 BACKLOG = 4096  # connections the kernel keeps while the loop is busy; it takes net.core.somaxconn if that is less
 HANDSHAKE = 0.05  # seconds that a TCP handshake under way is given to end when the door closes
@@ -318,6 +319,8 @@ class Parent:
             if child is None:  # a child of whoever was this process before it ran Verve, or an orphan's
                 continue
             code = os.waitstatus_to_exitcode(status)
+            if code == UNSETTLED and self.stopping:
+                self.status = code
             if code == UNUSABLE:
                 self.status = code
                 if not self.stopping:

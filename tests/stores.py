@@ -22,6 +22,7 @@ import support
 import uvloop
 
 import dedup
+import redis_store
 import reporter
 
 NEVER = 60.0  # seconds; a time-out that no test lives to see
@@ -152,16 +153,16 @@ async def opened(
     seconds: int = 0,
     prefix: str = "verve",
     max_ids: int = 10**6,
-    timeout: float = NEVER,
+    timeout: float = 2.0,
     resume: int = 0,
-) -> AsyncIterator[dedup.RedisStore]:
+) -> AsyncIterator[redis_store.RedisStore]:
     """Keep a store open while the block runs; without `seconds`, its window does not end meanwhile."""
-    store = dedup.RedisStore(url, prefix, seconds or long_window(), max_ids, timeout, resume)
+    store = redis_store.RedisStore(url, prefix, seconds or long_window(), max_ids, timeout, resume)
     try:
         await store.start(servers.DEADLINE)
         yield store
     finally:
-        await store.stop()
+        await store.stop(60)
 
 
 def add(store: dedup.Store, number: int) -> "asyncio.Future[int]":
@@ -185,20 +186,20 @@ async def until(true: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def gone(store: dedup.RedisStore) -> None:
+async def gone(store: redis_store.RedisStore) -> None:
     """Have the store notice that Redis is gone: an idle link is looked at only once a second."""
     while store.up:
         assert await add(store, 10**9) in (dedup.LOST, dedup.DOWN)
 
 
-async def back(store: dedup.RedisStore, since: float) -> None:
+async def back(store: redis_store.RedisStore, since: float) -> None:
     """Wait until the store takes ids again, which `since` (loop time) it could have done."""
     await until(lambda: store.up)
     assert asyncio.get_running_loop().time() - since < BACK
 
 
 @contextlib.asynccontextmanager
-async def telling(store: dedup.RedisStore) -> AsyncIterator[dict[int, int]]:
+async def telling(store: redis_store.RedisStore) -> AsyncIterator[dict[int, int]]:
     """Have the store's windows rolled in time while the block runs; gives what is told, as it comes."""
     told: dict[int, int] = {}
 

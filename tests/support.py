@@ -161,7 +161,7 @@ def patched(statements: str) -> tuple[str, ...]:
     They see all its modules, and are for constants that would make a test long, or a resolver that must not be asked.
     """
     start = f"import sys, runpy; sys.argv = sys.argv[2:]; sys.path.insert(0, {str(ROOT)!r})"
-    modules = "import dedup, outbound, reporter"
+    modules = "import dedup, outbound, redis_store, reporter"
     return (
         sys.executable,
         "-c",

@@ -199,7 +199,10 @@ def test_a_redis_that_may_evict_is_warned_of(server: servers.Redis) -> None:
 
 
 def test_a_redis_that_refuses_ids_is_not_one_to_send_requests_to(server: servers.Redis) -> None:
-    with watched("--redis-url", server.url, prefix=support.patched("dedup.REFUSING = 1.0")) as (program, operators):
+    with watched("--redis-url", server.url, prefix=support.patched("redis_store.batches.REFUSING = 1.0")) as (
+        program,
+        operators,
+    ):
         feed(program, 1)
         with server.client() as redis, support.Client(program.address) as client:
             redis.config_set("maxmemory", "1")

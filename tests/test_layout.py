@@ -12,7 +12,7 @@ from support import ROOT
 
 import settings
 
-EVERYTHING = {"dedup", "reporter", "http1", "outbound", "admin", "settings", "workers"}
+EVERYTHING = {"dedup", "reporter", "http1", "outbound", "admin", "settings", "workers", "redis_store"}
 MAY_IMPORT: dict[str, set[str]] = {
     "verve_server": EVERYTHING,
     "dedup": set(),

@@ -9,7 +9,9 @@ from stores import Log, add, ask, name_of, opened, play, until
 
 import dedup
 import outbound
+import redis_store
 import reporter
+from redis_store import outbox as outbox_room
 
 
 def test_the_stream_is_delivered_under_load(server: servers.Redis) -> None:
@@ -27,7 +29,7 @@ def test_the_stream_is_delivered_under_load(server: servers.Redis) -> None:
                 again(0)
             await until(lambda: store.count > 1000)
             for _ in range(3):
-                assert await dedup.Outbox(store).keep() == (_ == 0)
+                assert await redis_store.Outbox(store).keep() == (_ == 0)
             assert next(numbers, None) is not None, "the load was over"
             numbers = iter(())
 
@@ -37,7 +39,7 @@ def test_the_stream_is_delivered_under_load(server: servers.Redis) -> None:
 def test_entries_that_others_wrote_are_passed_over(server: servers.Redis) -> None:
     async def test() -> None:
         async with opened(server.url) as store:
-            outbox = dedup.Outbox(store)
+            outbox = redis_store.Outbox(store)
             assert await outbox.keep()
             assert await outbox._oldest() == ("", [])
             now = 1000 * (store.window + store.seconds)
@@ -66,11 +68,11 @@ def test_entries_that_others_wrote_are_passed_over(server: servers.Redis) -> Non
 
 
 def test_only_one_has_the_lease(server: servers.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dedup, "LEASE", 0.5)
+    monkeypatch.setattr(outbox_room, "LEASE", 0.5)
 
     async def test() -> None:
         async with opened(server.url) as store, opened(server.url) as other_store:
-            one, other = dedup.Outbox(store), dedup.Outbox(other_store)
+            one, other = redis_store.Outbox(store), redis_store.Outbox(other_store)
             assert await one.keep()
             assert not await other.keep()
             await other.close()  # it isn't its
@@ -86,11 +88,11 @@ def test_only_one_has_the_lease(server: servers.Redis, monkeypatch: pytest.Monke
 
 
 def test_a_redis_that_refuses_the_webhook_is_told_of(server: servers.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dedup, "LEASE", 0.1)
+    monkeypatch.setattr(outbox_room, "LEASE", 0.1)
 
     async def test() -> None:
         async with opened(server.url) as store:
-            outbox = dedup.Outbox(store)
+            outbox = redis_store.Outbox(store)
             ask(server, "LPUSH", "verve:webhook", "x")
             with Log() as log:
                 waiting = asyncio.create_task(outbox.next())
@@ -164,7 +166,7 @@ def test_a_webhook_that_lost_the_lease_stops_before_the_next_attempt(
 def test_ids_and_reports_go_to_redis_together(server: servers.Redis) -> None:
     async def test() -> None:
         async with opened(server.url) as store:
-            outbox = dedup.Outbox(store)
+            outbox = redis_store.Outbox(store)
             results = await asyncio.gather(outbox.keep(), add(store, 1), outbox.keep(), add(store, 2))
             assert [*results] == [True, dedup.STORED, True, dedup.STORED]
 

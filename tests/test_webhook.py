@@ -313,7 +313,7 @@ def test_another_instance_goes_on_when_the_one_that_delivers_is_killed(
     server: servers.Redis, receiver: Receiver
 ) -> None:
     """The lease is short."""
-    prefix = quick("dedup.LEASE = 2.0")
+    prefix = quick("redis_store.outbox.LEASE = 2.0")
     flags = second("--redis-url", server.url, "--report-url", receiver.url)
     with support.verve(*flags, prefix=prefix) as one:
         receiver.wait_for(2)

@@ -1,0 +1,195 @@
+"""Counts in Redis, for a whole fleet: one exact count over all processes of a key prefix.
+
+A window is one set in Redis, and this is its life:
+
+- *Opened* by the first batch that anyone stores in it: OPEN puts it into the index before its ids come, so a window
+  that holds ids is always found again, even if everybody dies. A window that is not newer than the newest report
+  can't be opened: OPEN closes its key instead.
+- *Filled* by batches: one `SADD` for all ids that wait. `ok` is said when Redis has said it.
+- *Closed and reported* by ROLL, one script: it counts the set, adds the report to the stream with the window's start as
+  the entry's id, and leaves a string in the set's place. A batch that comes later fails with WRONGTYPE, having stored
+  nothing, and is stored in the open window instead. So a plain `SADD` is safe without a look at a mark, and a closed
+  count never changes. ROLL goes by Redis's clock and takes the oldest window first. Whoever calls it first closes, for
+  all; after an outage of the whole fleet the first instance that is back closes what was left open.
+
+Redis may lose data: it is restarted without persistence, a replica that lagged is promoted, somebody flushes it. Then
+the acknowledged ids are in the memory of the processes that stored them, and nowhere else:
+
+- Each server has a *mark*: who it is, and when it may have lost data last. Who finds another mark than it knows takes
+  that for a loss. The server then *settles*: it closes no window for as long as the slowest instance of the fleet needs
+  to notice and to come back (`node.patience`), and for as long again after each chunk of ids that is brought back.
+- Every process that arrives stores its ids of all windows that are not reported again, and brings the reports that it
+  knows. After the settling the stream is built from them, in order, before any window is closed.
+- Which window was reported last is a key of its own (REPORTED), and no window up to it is ever reported again.
+- At a window's end, ROLL compares the set with what its caller holds, so a set that was deleted is noticed, too.
+
+The rooms: `wire` is one connection, `batches` what waits and is under way on it, `replay` what is stored again, `node`
+keeps a connection to one server, `topology` says which, `held` is what this process stored, `windows` what the fleet
+agrees on, `outbox` the stream as the webhook reads it, and `scripts` the Lua and the names of the keys.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import redis
+
+from dedup import DOWN, DUPLICATE, SHARDS, Counted, Done, Store, Tell, tell_each
+from redis_store.advice import code_of
+from redis_store.held import Held
+from redis_store.node import Node, evicts
+from redis_store.outbox import Outbox
+from redis_store.scripts import Command, Keys
+from redis_store.topology import address, place
+from redis_store.windows import Windows, read, start_of
+from redis_store.wire import good
+
+__all__ = ["Outbox", "RedisStore", "place"]
+
+log = logging.getLogger("verve.store")
+
+UNKNOWN = 1.0  # seconds until Redis is asked for its time again, before it has told it
+
+
+class RedisStore(Store):
+    """Counts in Redis, together with every process of the same prefix."""
+
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        seconds: int,
+        max_ids: int,
+        request_timeout: float,
+        resume: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start to connect. `request_timeout` is how long an id may wait for Redis, in seconds.
+
+        `roll` first returns the windows that start at `resume` or later; without it, those that are closed only now.
+        `clock` is monotonic, in seconds.
+        """
+        super().__init__(seconds, max_ids)
+        self.place = place(url)
+        self.keys = Keys(prefix, seconds)
+        self._tell: Tell = tell_each
+        self._held = Held(max_ids)
+        self._node = Node(address(url), self.keys, self._held, request_timeout, lambda: self._tell, self.meters)
+        self._windows = Windows(self._node, self.keys, self._held, request_timeout, resume, clock)
+        self.news = self._windows.news
+        self._task = self._node.start(self._windows)
+
+    def add(self, number: int, done: Done, counted: Counted | None = None) -> int | None:
+        batches = self._node.batches
+        if batches is None:
+            return DOWN
+        if number in self._held.ids.shards[number % SHARDS]:
+            return DUPLICATE
+        return batches.add(number, done, counted)
+
+    @property
+    def window(self) -> int:
+        return self._held.window
+
+    @property
+    def count(self) -> int:
+        return self._held.count
+
+    @property
+    def queued(self) -> int:
+        waiting = self._node.batches.queued if self._node.batches is not None else 0
+        return waiting + self._held.flying
+
+    @property
+    def up(self) -> bool:
+        """Whether the link stands, and ids are taken."""
+        return self._node.batches is not None
+
+    @property
+    def obstacle(self) -> str:
+        if not self.up:
+            return f"Redis is away: {self._node.why or 'not reached yet'}"
+        refused = self._node.refusals.why
+        return f"Redis refuses ids: {refused}" if refused else ""
+
+    @property
+    def warnings(self) -> list[str]:
+        found = [self._windows.barred] if self._windows.barred else []
+        if self._node.evicting:
+            found.append(evicts(self._node.evicting))
+        if self._held.absent:
+            found.append(f"Redis has no room for ids that it lost, and that were answered ok: {self._held.absent}")
+        return found
+
+    @property
+    def first(self) -> int:
+        """Start of the first window that can have been closed since this process reached Redis."""
+        return self._windows.first
+
+    async def recent(self, most: int) -> list[tuple[int, int, int]] | None:
+        window = self.window
+        newest = ("XREVRANGE", self.keys.stream, "+", "-", "COUNT", str(most))
+        try:
+            entries, count = await self.query(newest, ("SCARD", self.keys.ids(window)))
+            good([entries])
+            if isinstance(count, redis.ResponseError) and code_of(count) != "WRONGTYPE":
+                raise count
+        except redis.RedisError:
+            return None
+        reports = [report for _, fields in entries if (report := read(fields))]  # else it is not one of ours
+        closed = [(start_of(name), length, number) for name, length, number, _ in reports]
+        if isinstance(count, redis.ResponseError) or (closed and closed[0][0] >= window):
+            window += self.seconds  # another instance closed it a moment ago
+            count = 0
+        return [(window, self.seconds, count), *closed][:most]
+
+    async def query(self, *commands: Command) -> list[Any]:
+        """Send commands that count nothing; return their replies, errors among them. Raises RedisError if away."""
+        if not self.up:
+            raise redis.ConnectionError(self._node.why)
+        try:
+            return await self._node.ask(commands)
+        except TimeoutError as error:
+            raise redis.ConnectionError("Redis did not answer in time") from error
+
+    def remaining(self) -> float:
+        if self._windows.reports:
+            return 0
+        return self._windows.remaining() if self.window else UNKNOWN
+
+    async def roll(self) -> Iterable[tuple[int, int]]:
+        """Close what is over, here at once and in Redis when the link stands; return what is reported and not told."""
+        if self.window:
+            self._windows.turn()
+        if self.up:
+            with contextlib.suppress(redis.RedisError, OSError):
+                await self._windows.roll()
+        reports, self._windows.reports = self._windows.reports, []
+        return reports
+
+    async def start(self, timeout: float, tell: Tell = tell_each) -> bool:
+        self._tell = tell
+        ready = asyncio.create_task(self._node.ready.wait())
+        await asyncio.wait([ready, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if self._task.done():
+            self._task.result()
+        return self._node.ready.is_set()
+
+    async def failure(self) -> None:
+        await asyncio.wait([self._task])
+        self._task.result()
+
+    async def stop(self, timeout: float) -> int:
+        confirmed = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                confirmed = await self._node.confirm()
+        lost = self._held.total if self._node.lost else 0
+        if not confirmed and not lost:
+            log.warning("stopped without Redis; ids that were answered ok and are in its care: %d", self._held.total)
+        await self._node.stop()
+        return lost

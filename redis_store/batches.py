@@ -1,0 +1,302 @@
+"""Micro-batches: the ids that wait for one node, and those that are on their way to it, over one connection.
+
+Ids that come in one turn of the event loop go out together at its end, as one `SADD` (or one COUNT, where somebody
+wants to be told the count). While they are under way more ids gather, and how long they do is decided by what is
+measured: of each trip, how long the process had nothing to do until the reply came. Next door that is nearly nothing,
+as Redis answers while the next requests are read: then one batch is under way at a time, the next goes when its reply
+is in, and batches are as large as they can be (group commit). When Redis is far away the process would stand idle, so
+another batch is begun for each WORTH that it did, evenly spaced, up to MAX_TRIPS.
+
+Each batch has a deadline, that of the oldest id in it, and a window. It may meet the end of that window on its way:
+
+- The first batches that a connection stores in a window go along with OPEN, until the first of them is acknowledged:
+  a window that holds ids is always in the index.
+- A batch that comes when its window is closed meets a string in the set's place (WRONGTYPE): none of it is stored.
+  All that do so wait until the windows have been rolled, once for them all, and go to the window that is open then.
+- An error that Redis answers with means that nothing was stored: the ids are refused. When the connection is lost, all
+  that is under way may be stored or not: it is told LOST and never sent again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import perf_counter, thread_time
+from typing import Any
+
+import redis
+
+from dedup import BUSY, LOST, REFUSED, STORED, Counted, Done, Meters, Tell
+from redis_store.advice import LINK_ERRORS, advice_in, advise, code_of
+from redis_store.held import Held
+from redis_store.scripts import COUNT, Keys
+from redis_store.wire import Outcome, Wire, pack, pack_numbers
+
+MAX_WAITING = 50_000  # ids that may wait in one process: half a second's worth
+MAX_BATCH = 3_125  # ids in one trip: some 1.6 ms of Redis's time
+MAX_COUNTED = 750  # ids besides that are counted one by one; managed services refuse commands of 4,000 arguments
+MAX_TRIPS = 16  # batches under way at a time
+WORTH = 160e-6  # seconds of idleness that another batch under way is worth: its CPU costs 40 us here, 20 us in Redis
+HUSH = 1.0  # seconds for which Redis must have kept to what it last did for the log to follow it at once
+REFUSING = 5.0  # seconds after a refusal in which the store is said to take no ids; only an id can tell that it does
+
+log = logging.getLogger("verve.store")
+
+
+class Refusals:
+    """Why Redis refuses ids, as the log and `/readyz` have it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._why = ""  # the error that the last batch was refused with, if it was
+        self._at = 0.0  # loop time at which it was
+        self._logged = ""  # the same, as the log had it last
+        self._hushed = 0.0  # loop time before which the log has no other
+
+    @property
+    def why(self) -> str:
+        """Why ids can't be stored just now, in words; "" if they can."""
+        return self._why if self._loop.time() - self._at < REFUSING else ""
+
+    def note(self, refused: str) -> None:
+        """Note that ids were refused, for a reason, or taken ("" then); log it if it is news."""
+        if refused:
+            now = self._at = self._loop.time()
+            news = advice_in(refused) != advice_in(self._logged) or not self._logged
+            if news and now >= self._hushed:
+                log.error("Redis refuses ids, requests fail: %s", refused)
+                self._logged, self._hushed = refused, now + HUSH
+        elif self._logged:
+            log.warning("Redis takes ids again")
+            self._logged = ""
+        self._why = refused
+
+
+class Batch:
+    """Ids that are stored together, all or none, and whom to tell."""
+
+    __slots__ = ("counted", "cpu", "deadline", "dones", "numbers", "opens", "sent", "window")
+
+    def __init__(self, numbers: list[int], dones: list[Done], counted: list[Counted], deadline: float) -> None:
+        self.numbers = numbers  # those that are counted one by one come first
+        self.dones = dones
+        self.counted = counted  # of the first of them: who wants to be told the count
+        self.deadline = deadline  # loop time
+        self.window = 0  # start of the one that it was sent to last
+        self.opens = False  # it was sent along with OPEN
+        self.sent = 0.0  # perf_counter() then
+        self.cpu = 0.0  # thread_time() then
+
+
+class Batches:
+    """What waits for a node and what is under way to it, as long as one connection lasts."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        keys: Keys,
+        held: Held,
+        turn: Callable[[], int],
+        roll: Callable[[float], Awaitable[None]],
+        tell: Tell,
+        meters: Meters,
+        refusals: Refusals,
+        timeout: float,
+    ) -> None:
+        """`turn` returns the open window; `roll` closes, by a deadline, what is over; `timeout` is an id's, seconds."""
+        self._loop = asyncio.get_running_loop()
+        self._wire = wire
+        self._keys = keys
+        self._held = held
+        self._turn = turn
+        self._roll = roll
+        self._tell = tell
+        self._meters = meters
+        self._refusals = refusals
+        self._timeout = timeout
+        self._numbers: list[int] = []  # ids that wait, and whom to tell
+        self._dones: list[Done] = []
+        self._counted: list[tuple[int, Done, Counted]] = []  # ids that wait to be counted one by one
+        self._since = 0.0  # loop time at which the first of all these came
+        self._looking = False  # what waits will be looked at: at this turn's end, or when a reply comes
+        self._opened = 0  # the newest window whose OPEN was acknowledged on this connection
+        self._trips = 0  # batches under way
+        self._late: list[Batch] = []  # those that found their window closed
+        self._reopening: asyncio.Task[None] | None = None
+        self._pace = Pace()
+        self._idle: asyncio.Event = asyncio.Event()  # nothing waits and nothing is under way
+
+    @property
+    def queued(self) -> int:
+        """Ids that wait to be sent."""
+        return len(self._numbers) + len(self._counted)
+
+    def add(self, number: int, done: Done, counted: Counted | None) -> int | None:
+        """Have an id stored in the open window; return BUSY, or None: `done` will be told."""
+        numbers = self._numbers
+        if not numbers and not self._counted:
+            self._since = self._loop.time()
+            self._idle.clear()
+        if not self._looking:
+            self._looking = True
+            self._loop.call_soon(self._look)
+        if counted is not None:
+            if len(self._counted) >= MAX_WAITING:
+                return BUSY
+            self._counted.append((number, done, counted))
+            return None
+        if len(numbers) >= MAX_WAITING:
+            return BUSY
+        numbers.append(number)
+        self._dones.append(done)
+        return None
+
+    async def idle(self) -> None:
+        """Return when nothing waits and nothing is under way."""
+        while self.queued or self._held.flying:
+            await self._idle.wait()
+
+    def close(self) -> None:
+        """Tell all who wait that the connection is lost; it is."""
+        if self.queued:
+            dones = self._dones + [done for _, done, _ in self._counted]
+            self._meters.waits.note(self._loop.time() - self._since, len(dones))
+            self._numbers, self._dones, self._counted = [], [], []
+            self._tell(dones, LOST)
+        self._idle.set()
+
+    def _look(self) -> None:
+        """Send what waits, as far as it is time."""
+        while self.queued and self._pace.allows(self._trips):
+            self._begin(self._take())
+        # With one batch at a time nothing can be sent before its reply, which looks by itself.
+        self._looking = self._trips > 0 and self._pace.most == 1
+
+    def _take(self) -> Batch:
+        counted, numbers, dones = self._counted, self._numbers, self._dones
+        self._counted, self._numbers, self._dones = counted[MAX_COUNTED:], numbers[MAX_BATCH:], dones[MAX_BATCH:]
+        if self._numbers:
+            numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
+        deadline = self._since + self._timeout
+        self._since = self._loop.time()  # what is left waits anew: nothing that comes next has come earlier
+        if counted:
+            counted = counted[:MAX_COUNTED]  # an id that is in both is new to the one who wants to be told
+            numbers = [number for number, _, _ in counted] + numbers
+            dones = [done for _, done, _ in counted] + dones
+        self._held.flying += len(dones)
+        return Batch(numbers, dones, [tell for _, _, tell in counted], deadline)
+
+    def _begin(self, batch: Batch) -> None:
+        window = batch.window = self._turn()
+        key = self._keys.ids(window)
+        if batch.counted:
+            packed = pack_numbers(("EVAL", COUNT, "1", key, str(len(batch.counted))), batch.numbers)
+        else:
+            packed = pack_numbers(("SADD", key), batch.numbers)
+        batch.opens = window != self._opened
+        if batch.opens:
+            before, after = self._keys.opening(window)
+            packed = b"".join((pack(*before), packed, pack(*after)))
+        self._trips += 1
+        batch.sent, batch.cpu = perf_counter(), thread_time()
+        self._pace.begun(batch.sent)
+        self._wire.send(packed, 3 if batch.opens else 1, batch.deadline, partial(self._answered, batch))
+
+    def _answered(self, batch: Batch, outcome: Outcome) -> None:
+        """Take what came of a batch's trip."""
+        self._trips -= 1
+        now = perf_counter()
+        self._meters.trips.note(now - batch.sent)
+        if isinstance(outcome, Exception):
+            self._end(batch, LOST)
+            return
+        self._pace.ended(now - batch.sent - (thread_time() - batch.cpu))
+        if self.queued:
+            self._looking = True
+            self._loop.call_soon(self._look)
+        else:
+            self._looking = False
+        reply = outcome[batch.opens]
+        if batch.opens and isinstance(outcome[0], redis.ResponseError):
+            reply = outcome[0]  # the ids may be stored, but would not be found again if all died now
+        if not isinstance(reply, redis.ResponseError):
+            self._stored(batch, reply)
+        elif code_of(reply) in LINK_ERRORS:
+            self._end(batch, LOST)
+            self._wire.abort(reply)
+        elif code_of(reply) == "WRONGTYPE":
+            self._late.append(batch)
+            if self._reopening is None:
+                self._reopening = asyncio.create_task(self._reopen())
+        else:
+            self._refuse(batch, reply)
+
+    def _stored(self, batch: Batch, reply: Any) -> None:
+        """Tell those who wait for a batch that it is stored, and of those that are new."""
+        if batch.opens and batch.window > self._opened:
+            self._opened = batch.window
+        self._refusals.note("")
+        self._held.add(batch.window, batch.numbers)
+        self._end(batch, STORED)
+        if not batch.counted:
+            self._meters.new += reply
+            return
+        new, *each = reply
+        self._meters.new += new
+        for tell, first_time, count in zip(batch.counted, each[::2], each[1::2], strict=True):
+            if first_time:
+                tell(batch.window, count)
+
+    def _refuse(self, batch: Batch, error: redis.ResponseError) -> None:
+        self._refusals.note(advise(error))
+        self._end(batch, REFUSED)
+
+    def _end(self, batch: Batch, outcome: int) -> None:
+        """Tell all who wait for a batch what became of it."""
+        self._held.flying -= len(batch.dones)
+        self._meters.sizes.note(len(batch.dones))
+        self._meters.waits.note(self._loop.time() - batch.deadline + self._timeout, len(batch.dones))
+        if not self._held.flying and not self.queued:
+            self._idle.set()
+        self._tell(batch.dones, outcome)
+
+    async def _reopen(self) -> None:
+        """Store the batches that found their window closed in the one that is open now."""
+        while self._late:
+            late, self._late = self._late, []
+            try:
+                await self._roll(min(batch.deadline for batch in late))
+            except Exception as error:
+                for batch in late:
+                    self._end(batch, LOST)
+                self._wire.abort(error)
+                continue
+            for batch in late:
+                if self._turn() != batch.window:
+                    self._begin(batch)
+                else:
+                    self._refuse(batch, redis.ResponseError("WRONGTYPE a key of this window is no set"))
+        self._reopening = None
+
+
+class Pace:
+    """How many batches may be under way, by how long the process was idle until replies came."""
+
+    def __init__(self) -> None:
+        self.most = 1
+        self._idle = 0.0  # seconds of a trip in which the process had nothing to do, smoothed over some eight trips
+        self._last = 0.0  # perf_counter() when the last one was begun
+
+    def allows(self, trips: int) -> bool:
+        """Return whether another batch may be begun beside `trips` that are under way."""
+        if not trips:
+            return True
+        return trips < self.most and perf_counter() - self._last >= self._idle / self.most
+
+    def begun(self, now: float) -> None:
+        self._last = now
+
+    def ended(self, idle: float) -> None:
+        """Note how long the process was idle during a trip, in seconds."""
+        self._idle += (idle - self._idle) / 8
+        self.most = max(1, min(MAX_TRIPS, 1 + int(self._idle / WORTH)))

@@ -1,0 +1,112 @@
+-- Closes and reports the windows that are over, oldest first, by this server's clock.
+--
+-- KEYS: common.lua. ARGV from 3 on: prefix; length of a window; how many windows to close at most; how many entries the
+-- stream keeps; the mark of this connection; the seconds that this instance needs to come back after a loss; then
+-- triples of start, member ("NAME SECONDS") and number of ids held, for each window that the instance lived through and
+-- does not know to be closed. From them the fleet learns of windows without ids.
+-- Returns the server's time, seconds and microseconds; the open window's start; how many windows are still to be closed
+-- now; the start of the newest window that was reported before; whether nothing is closed since the server settles; the
+-- fleet's patience; how many reports were put back; and the id of an entry that keeps a report out of the stream, or ''.
+
+local prefix, length, limit, entries, mark = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local other = redis.call('GET', LENGTH)
+if other and other ~= length then
+  return redis.error_reply('WINDOW ' .. other)
+end
+if redis.call('GET', MARK) ~= mark then
+  return redis.error_reply('LOST its data')
+end
+redis.call('SET', LENGTH, length, 'EX', AGREED)
+local patience = agree_on_patience(tonumber(ARGV[8]))
+local settles = number(SETTLING) > now
+local before, top = newest_reported(), top_of_stream()
+local last = before
+local open = math.max(clock[1] - clock[1] % length, (math.floor(last / length) + 1) * length)
+
+local function key_of(start)
+  return prefix .. ':{' .. start .. '}:ids'
+end
+
+-- Add a report to the stream; return whether it can be. Readers of the group that have read past an entry which was
+-- taken out again are taken back, or would not see this one.
+local function report(start, name, seconds, count)
+  if tonumber(start) <= top then
+    return false
+  end
+  redis.call('XADD', STREAM, 'MAXLEN', '~', entries, start .. '000-0',
+    'window', name, 'seconds', seconds, 'count', count)
+  top = tonumber(start)
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', STREAM)) do
+    for i = 1, #group, 2 do
+      if group[i] == 'last-delivered-id' and tonumber(string.match(group[i + 1], '^%d+')) >= 1000 * start then
+        redis.call('XGROUP', 'SETID', STREAM, group[2], string.format('%d', 1000 * start - 1) .. '-0')
+      end
+    end
+  end
+  return true
+end
+
+local function answer(left, put_back, bar)
+  return {clock[1], clock[2], open, left, before, settles and 1 or 0, tostring(patience), put_back, bar}
+end
+
+for i = 9, #ARGV, 3 do
+  local start, member, held = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  if tonumber(start) > last then
+    -- A set that was deleted or evicted, and perhaps begun anew: only what goes with OPEN gives it a time to live.
+    local key = key_of(start)
+    local kind = redis.call('TYPE', key).ok
+    local lost = kind == 'none' and held > 0
+    if kind == 'set' then
+      lost = redis.call('SCARD', key) < held or redis.call('TTL', key) == -1
+    end
+    if lost and not settles then
+      begin_to_settle(string.match(mark, '^%S+'), patience)
+      return redis.error_reply('LOST ids of a window')
+    end
+    if tonumber(start) < open then
+      redis.call('ZADD', INDEX, start, member)
+    end
+  end
+end
+if settles then
+  return answer(0, 0, '')
+end
+
+local put_back = 0
+local returned = redis.call('ZRANGE', RETURNED, 0, limit - 1, 'WITHSCORES')
+for i = 1, #returned, 2 do
+  local name, seconds, count = string.match(returned[i], '^(%S+) (%d+) (%d+)$')
+  if report(returned[i + 1], name, seconds, count) then
+    put_back = put_back + 1
+  end
+  redis.call('ZREM', RETURNED, returned[i])
+end
+local left = redis.call('ZCARD', RETURNED)
+if left > 0 then
+  return answer(left, put_back, '')
+end
+
+local over = redis.call('ZRANGEBYSCORE', INDEX, '-inf', '(' .. open, 'WITHSCORES', 'LIMIT', 0, limit)
+for i = 1, #over, 2 do
+  local name, seconds = string.match(over[i], '^(%S+) (%d+)$')
+  local start = over[i + 1]
+  local key = key_of(start)
+  local kind = redis.call('TYPE', key).ok
+  if tonumber(start) > last then
+    local count = kind == 'set' and redis.call('SCARD', key) or 0
+    if not report(start, name, seconds, count) then
+      return answer(0, put_back, start)
+    end
+    last = tonumber(start)
+    redis.call('SET', REPORTED, start, 'EX', KEEP)
+  end
+  if kind == 'set' then
+    redis.call('UNLINK', key)
+  end
+  if kind == 'set' or kind == 'none' then
+    redis.call('SET', key, 'closed', 'EX', KEEP)
+  end
+  redis.call('ZREM', INDEX, over[i])
+end
+return answer(redis.call('ZCOUNT', INDEX, '-inf', '(' .. open), put_back, '')
