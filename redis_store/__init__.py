@@ -187,7 +187,7 @@ class RedisStore(Store):
         confirmed = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                confirmed = await self._node.confirm()
+                confirmed = await self._node.confirm(self._windows)
         lost = self._held.total if self._node.lost else 0
         if not confirmed and not lost:
             log.warning("stopped without Redis; ids that were answered ok and are in its care: %d", self._held.total)

@@ -79,7 +79,7 @@ class Node:
         self.evicting = ""  # the policy by which the server may drop ids; "" if it doesn't
         self.refusals = Refusals()
         self.patience = patience(timeout)  # the fleet's, as far as this process knows
-        self.mark = b""  # found last
+        self.mark = b""  # found last; none if Redis has lost data since
         self.ready: asyncio.Event = asyncio.Event()  # set while ids are taken
         self._seen = b""  # the mark under which all ids held were stored
         self._loop = asyncio.get_running_loop()
@@ -118,7 +118,7 @@ class Node:
         """Whether acknowledged ids are known not to be in Redis: it lost data, and they are not brought back yet."""
         return bool(self._held.total and (self._held.absent or self.mark != self._seen))
 
-    async def confirm(self) -> bool:
+    async def confirm(self, home: Home) -> bool:
         """Return when nothing waits any more, and all that was acknowledged is known to be in Redis: True.
 
         False if Redis is away for longer than it takes to come back, and nothing is known to be lost.
@@ -130,7 +130,7 @@ class Node:
                 return True
             if self.batches is not None:
                 with contextlib.suppress(redis.RedisError, OSError):
-                    await self._look()
+                    await home.roll(0.0)  # it compares what Redis has with what is held
                     if not self.lost:
                         return True
             if self.lost:

@@ -6,7 +6,7 @@
 -- does not know to be closed. From them the fleet learns of windows without ids.
 -- Returns the server's time, seconds and microseconds; the open window's start; how many windows are still to be closed
 -- now; the start of the newest window that was reported before; whether nothing is closed since the server settles; the
--- fleet's patience; how many reports were put back; and the id of an entry that keeps a report out of the stream, or ''.
+-- fleet's patience; how many reports were put back; and the window whose report an entry of the stream keeps out, or ''.
 
 local prefix, length, limit, entries, mark = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local other = redis.call('GET', LENGTH)
@@ -27,8 +27,7 @@ local function key_of(start)
   return prefix .. ':{' .. start .. '}:ids'
 end
 
--- Add a report to the stream; return whether it can be. Readers of the group that have read past an entry which was
--- taken out again are taken back, or would not see this one.
+-- Add a report to the stream; return whether it can be.
 local function report(start, name, seconds, count)
   if tonumber(start) <= top then
     return false
@@ -36,13 +35,6 @@ local function report(start, name, seconds, count)
   redis.call('XADD', STREAM, 'MAXLEN', '~', entries, start .. '000-0',
     'window', name, 'seconds', seconds, 'count', count)
   top = tonumber(start)
-  for _, group in ipairs(redis.call('XINFO', 'GROUPS', STREAM)) do
-    for i = 1, #group, 2 do
-      if group[i] == 'last-delivered-id' and tonumber(string.match(group[i + 1], '^%d+')) >= 1000 * start then
-        redis.call('XGROUP', 'SETID', STREAM, group[2], string.format('%d', 1000 * start - 1) .. '-0')
-      end
-    end
-  end
   return true
 end
 

@@ -150,6 +150,7 @@ class Windows:
                     f"{self._keys.seconds} s: start this one with --window {length} or another prefix"
                 ) from None
             if code_of(error) == "LOST":
+                self._node.mark = b""
                 raise redis.ConnectionError(str(error).replace("LOST", "it has lost")) from None
             raise
 
@@ -184,13 +185,12 @@ class Windows:
         if self.barred:
             return
         stream = self._keys.stream
-        entries = good(await self._node.ask([("XREVRANGE", stream, "+", "-", "COUNT", "1")]))[0]
-        foreign = [entry.decode() for entry, fields in entries if entry != b"%d000-0" % newest]
-        take_out = f"XDEL {stream} {foreign[0]}, then " if foreign else ""
-        last = f"{newest}000-0" if newest >= 0 else "0-1"
+        (entries,) = good(await self._node.ask([("XREVRANGE", stream, "+", "-", "COUNT", "1")]))
+        foreign = [entry.decode() for entry, _ in entries if entry != b"%d000-0" % newest]
         self.barred = (
-            f"the stream {stream} has had an id that is not Verve's and that keeps the report of "
-            f"{self._keys.member(window).split()[0]} and all later ones out: {take_out}XSETID {stream} {last}"
+            f"the stream {stream} has {f'an entry that is not a report, {foreign[0]}' if foreign else 'had an entry'}, "
+            f"whose id keeps the report of {self._keys.member(window).split()[0]} and all later ones out: "
+            f"RENAME {stream} {stream}:aside, then DEL {self._keys.mark}, and the stream is built anew"
         )
         log.error("%s", self.barred)
 
