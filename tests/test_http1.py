@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import random
 import re
-import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ import uvloop
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from virtual_time import VirtualLoop
 
 import dedup
 import http1
@@ -124,40 +124,6 @@ def statuses(stream: bytes) -> list[int]:
 # The wires
 
 
-class Loop(asyncio.SelectorEventLoop):
-    """Where nothing is ready the clock jumps to the next timer, so that no test waits. Errors are kept in `errors`."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.errors: list[dict[str, Any]] = []
-        super().__init__(Jump(self))
-        self.set_exception_handler(lambda _, context: self.errors.append(context))
-
-    def time(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float = 0) -> None:
-        """Let `seconds` pass, with what is due at that very moment and what follows from it."""
-
-        async def wait() -> None:
-            await asyncio.sleep(seconds)
-            for _ in range(5):
-                await asyncio.sleep(0)
-
-        self.run_until_complete(wait())
-
-
-class Jump(selectors.SelectSelector):
-    def __init__(self, loop: Loop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "the loop waits for what can never happen"
-        self._loop.now += max(timeout, 0)
-        return []
-
-
 class Transport(asyncio.Transport):
     """A connection without a socket: first the protocol's side, as asyncio has it, then the peer's.
 
@@ -168,7 +134,7 @@ class Transport(asyncio.Transport):
 
     HIGH, LOW, READ = 64 * 1024, 16 * 1024, 256 * 1024  # bytes
 
-    def __init__(self, loop: Loop, protocol: http1.Connection, polite: bool = True) -> None:
+    def __init__(self, loop: VirtualLoop, protocol: http1.Connection, polite: bool = True) -> None:
         super().__init__()
         self.loop = loop
         self.protocol = protocol
@@ -339,7 +305,7 @@ def serve(store: dedup.Store, **options: Any) -> http1.Server:
 class Mixed(Telling):
     """Answers some at once and others, odd ones, when the loop turns."""
 
-    loop: Loop
+    loop: VirtualLoop
 
     def add(self, number: int, done: dedup.Done, counted: dedup.Counted | None = None) -> int | None:
         outcome = super().add(number, done, counted)
@@ -354,7 +320,7 @@ class Memory:
 
     def __init__(self, store: Store | None = None, **options: Any) -> None:
         self.store = store or Store()
-        self.loop = Loop()
+        self.loop = VirtualLoop()
         if isinstance(self.store, Mixed):
             self.store.loop = self.loop
 

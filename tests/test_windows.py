@@ -1,7 +1,6 @@
 """Windows of time: which one an id falls into, and that each is closed and told once, whatever the clock does.
 
-No test sleeps. `Clock` stands where it is put, and `VirtualLoop` is asyncio's own loop on a time that jumps to the
-next timer, which takes a clock along: hours pass in no time, and the wall clock can be set meanwhile.
+No test sleeps: time is that of virtual_time.py.
 """
 
 import asyncio
@@ -10,21 +9,21 @@ import json
 import logging
 import math
 import re
-import selectors
 import sys
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from virtual_time import Clock, VirtualLoop
 
 import dedup
 import reporter
@@ -37,56 +36,6 @@ T = 1_795_329_060  # 2026-11-22T06:31:00Z, the start of a minute
 NEVER = 10**9  # more ids than any test adds
 
 
-class Clock:
-    """A wall clock that somebody sets."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop; instead of waiting for a timer it moves `clock`, and its own time, to it."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.late = 0.0  # seconds by which every waking is late, as on a busy machine
-        self.tick = 0.0  # seconds that go by from one look at the time to the next
-        self.naps: list[float] = []  # how long it waited each time
-        self._elapsed = 0.0
-        super().__init__(_Timeless(self))
-
-    def time(self) -> float:
-        self._elapsed += self.tick
-        return self._elapsed
-
-    def jump(self, seconds: float) -> None:
-        self.naps.append(seconds)
-        self._elapsed += seconds + self.late
-        self.clock.now += seconds + self.late
-
-    def run(self, main: Coroutine[Any, Any, Result]) -> Result:
-        return self.run_until_complete(main)
-
-
-class _Timeless(selectors.SelectSelector):
-    """Waits for nothing and says so to its loop."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready:
-            assert timeout is not None, "everything waits for what cannot happen"
-            if timeout > 0:
-                self._loop.jump(timeout)
-        return ready
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock(float(T))
@@ -97,6 +46,7 @@ def loop(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualLoop]
     virtual = VirtualLoop(clock)
     monkeypatch.setattr(time, "monotonic", virtual.time)
     yield virtual
+    assert virtual.errors == []
     virtual.close()
 
 
