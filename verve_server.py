@@ -37,10 +37,12 @@ import uvloop
 
 import admin
 import dedup
+import fixed_answers
 import http1
 import outbound
 import redis_store
 import reporter
+import request_reader
 import settings
 import workers
 
@@ -52,7 +54,7 @@ OTHER_FILES = http1.OVERFLOW + outbound.ALL_CONNECTIONS + admin.CONNECTIONS + 64
 log = logging.getLogger("verve")
 
 _integer = re.compile(rb"(-?)0*([0-9]{1,19})").fullmatch
-_absolute = re.compile(rb"https?://%b(?=[/?]|\Z)" % http1.HOST, re.IGNORECASE).match  # RFC 9112, 3.2.2
+_absolute = re.compile(rb"https?://%b(?=[/?]|\Z)" % request_reader.HOST, re.IGNORECASE).match  # RFC 9112, 3.2.2
 
 
 class Endpoint:
@@ -60,9 +62,8 @@ class Endpoint:
 
     plain = PATH + b"?id="
 
-    def __init__(self, store: dedup.Store, answers: http1.Answers, callbacks: reporter.Callbacks) -> None:
+    def __init__(self, store: dedup.Store, answers: fixed_answers.FixedAnswers, callbacks: reporter.Callbacks) -> None:
         self.add = store.add
-        self.add_all = lambda numbers: None
         self._callbacks = callbacks
         # An endpoint as it stands in a query: most requests repeat them.
         self._read = lru_cache(MAX_KNOWN)(lambda endpoint: callbacks.parse(unquote_to_bytes(endpoint)))
@@ -85,7 +86,7 @@ class Endpoint:
         )
         self._no_callback = answers.refuse(503, "Service Unavailable", "too many callbacks wait", Retry_After="1")
 
-    def handle(self, method: bytes, target: bytes, slot: http1.Slot) -> http1.Answer | None:
+    def handle(self, method: bytes, target: bytes, slot: http1.Slot) -> fixed_answers.FixedAnswer | None:
         """Answer any request: find the id, count it."""
         digits = target.removeprefix(self.plain)
         if method == b"GET" and digits.isdigit() and len(digits) <= http1.MAX_DIGITS:
@@ -205,7 +206,7 @@ def wire(config: settings.Settings, shared: Shared, worker: workers.Worker) -> P
     """Make the parts of a process and connect them."""
     stop = stop_on_signals(worker)
     store = open_store(config, shared.untold[0])
-    answers = http1.Answers()
+    answers = fixed_answers.FixedAnswers()
     spare = raise_file_limit() - config.max_connections
     client = outbound.Client(
         outbound.Guard(config.callback_allow),
@@ -332,7 +333,7 @@ def samples(parts: Parts) -> dict[str, float]:
         **{f'verve_requests_total{{status="{status}"}}': count for status, count in answered.items()},
         **histogram("verve_request_duration_seconds", store.meters.waits, at_once),
         "verve_waiting_requests": store.queued,
-        "verve_connections": server.served,
+        "verve_connections": server.cap.served,
         'verve_ids_total{result="new"}': store.new,
         'verve_ids_total{result="duplicate"}': answered[200] - store.new,
         **histogram("verve_batch_ids", store.meters.sizes),

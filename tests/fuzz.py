@@ -7,7 +7,8 @@ the loop or out of it; answers in good form, none behind one that closes, no mor
 bytes said and the same ids counted however the stream was cut. Some also go to a store that answers later. A stream
 takes at most HANG seconds, and memory must not grow from the first tenth of the streams to the last.
 
-Where atheris is installed (`pip install atheris`, a wheel for Linux), it guides: what reaches lines of `http1` not
+Where atheris is installed (`pip install atheris`, a wheel for Linux), it guides: what reaches lines of `http1` or
+`request_reader` not
 reached before is changed further. Else changes are made at random. Either way a seed repeats the run. A stream that
 fails is printed, and becomes an example of test_hostile.py, which also runs a few thousand streams each time.
 """
@@ -34,9 +35,9 @@ try:
     atheris: Any = importlib.import_module("atheris") if __name__ == "__main__" else None
 except ImportError:
     atheris = None
-with atheris.instrument_imports(include=["http1"]) if atheris else contextlib.nullcontext():
+with atheris.instrument_imports(include=["http1", "request_reader"]) if atheris else contextlib.nullcontext():
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    import http1
+    import request_reader
 import test_http1  # noqa: E402
 from test_http1 import LAST, MALFORMED, ODD, STREAMS, Memory, Mixed, Telling, get  # noqa: E402
 
@@ -121,7 +122,9 @@ class Checker:
             assert self.said(test_http1.cut(stream, 1)) == (answer, added), "it matters that bytes came one by one"
         found = _answers(answer)
         assert b"".join(found) == answer, "an answer is not in good form"
-        assert len(found) <= stream.count(b"\n") + len(stream) // http1.MAX_LINE + 1, "more answers than requests"
+        assert len(found) <= stream.count(b"\n") + len(stream) // request_reader.MAX_LINE + 1, (
+            "more answers than requests"
+        )
         assert len(added) <= len(found), "an id was counted and not answered"
         assert not any(b"\r\nConnection: close\r\n" in head for head in found[:-1]), "an answer behind the last"
         if key % 32 == 0:

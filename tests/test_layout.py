@@ -14,12 +14,17 @@ from support import ROOT
 
 import settings
 
-EVERYTHING = {"dedup", "reporter", "http1", "outbound", "admin", "settings", "workers", "redis_store"}
+EVERYTHING = {
+    *("dedup", "redis_store", "reporter", "outbound", "admin", "settings", "workers"),
+    *("http1", "request_reader", "fixed_answers"),
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "verve_server": EVERYTHING,
     "dedup": set(),
     "reporter": {"outbound"},
-    "http1": set(),
+    "http1": {"request_reader", "fixed_answers"},
+    "request_reader": set(),
+    "fixed_answers": set(),
     "outbound": set(),
     "admin": set(),
     "settings": set(),
