@@ -1,5 +1,6 @@
 """The numbers on /metrics and the windows on /windows: what it says it did is held against what the clients saw."""
 
+import asyncio
 import contextlib
 import json
 import random
@@ -226,6 +227,27 @@ def test_the_first_worker_answers_and_the_next_one_while_those_before_it_are_mis
     assert [row.leads() for row in rows] == [True, True, True]
     rows[1].write()
     assert [row.leads() for row in rows] == [True, True, False]
+
+
+@pytest.mark.parametrize("known", [[(60, 60, 7), (0, 60, 3)], None])
+def test_the_store_is_asked_once_a_second_however_many_look_on(known: list[tuple[int, int, int]] | None) -> None:
+    asked = []
+
+    async def recent(most: int) -> list[tuple[int, int, int]] | None:
+        asked.append(most)
+        await asyncio.sleep(0)
+        return known
+
+    async def test() -> None:
+        (row,) = rows_of({"verve_store_up": 1, "verve_connections": 0})
+        page = admin.Admin("1", "here", row, lambda: "", list, recent, None, None)
+        pages = [page.windows, page.metrics, page.state] * 5
+        answers = await asyncio.gather(*(each() for each in pages))
+        assert asked == [admin.WINDOWS]
+        assert {answer.status[:3] for answer in answers[::3]} == {"200" if known else "503"}
+        assert {b"verve_window_ids 7" in answer.body for answer in answers[1::3]} == {known is not None}
+
+    asyncio.run(test())
 
 
 def test_connections_are_counted_while_they_are_open() -> None:

@@ -16,7 +16,7 @@ import servers
 import support
 from counted import assert_contiguous, assert_partial, counts, epoch, windows_seen
 from operators import watched
-from processes import at_work, wait_until, workers
+from processes import at_work, one_of_each, wait_until, workers
 from support import Client, Program, accept, verve
 
 DAY = ("--window", "86400")  # for tests that send an id twice, lest a window end between
@@ -460,3 +460,18 @@ def test_a_window_that_ends_while_redis_is_slow_is_told_at_the_stop(server: serv
         assert sum(count for _, count in told) == 1
         assert [(epoch(window), count) for window, count in server.reports().items()] == told
         assert told[-1][0] + 1 >= int(frozen)
+
+
+def test_operators_are_turned_away_when_the_first_worker_has_ended_before_the_others(server: servers.Redis) -> None:
+    """Their connections are not kept by the kernel for nobody."""
+    with watched("--drain-timeout", "60", "--header-timeout", "60", *several(server, 2)) as (program, operators):
+        at_work(program, server, 2)
+        first, second = workers(program)
+        with one_of_each(program) as clients:
+            clients[second].send(b"GET ")
+            program.send(signal.SIGTERM)
+            wait_until(lambda: first not in workers(program))
+            assert refused(operators.address)
+            clients[second].send(accept(1)[4:])
+            assert clients[second].receive()[0].status == 200
+        assert program.wait() == 0

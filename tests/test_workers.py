@@ -17,8 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import receivers
 import servers
 import support
+from operators import watched
 from processes import (
     ask,
     at_work,
@@ -85,6 +87,45 @@ def test_another_length_of_windows_is_refused_once(server: servers.Redis) -> Non
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
     assert "3600" in line
+
+
+def test_another_length_of_windows_that_only_workers_find_ends_them_all() -> None:
+    with servers.Redis(next(iter(servers.ENGINES)), persist=True) as server:
+        with support.verve("--redis-url", server.url, "--window", "3600"):
+            pass
+        server.kill()
+        words = ["--redis-url", server.url, "--window", "60", "--workers", "3"]
+        program = support.Program(words, [])
+        try:
+            program.log.wait_for("listening on")
+            server.start()
+            assert program.wait() == 1
+            assert [line for line in program.log.all if "3600" in line]
+            assert not [line for line in program.log.all if "replaced" in line]
+        finally:
+            program.end()
+
+
+def test_workers_share_the_connections_to_an_origin(server: servers.Redis) -> None:
+    flags = "--redis-url", server.url, "--window", long_window(), "--workers", "2", "--callback-allow", "127.0.0.0/8"
+    with (
+        receivers.Receiver(default=receivers.Answer(receivers.HANG)) as receiver,
+        receivers.Receiver() as other,
+        watched(*flags, "--drain-timeout", "0.5") as (program, operators),
+    ):
+        at_work(program, server, 2)
+        with one_of_each(program) as clients:
+            numbers = iter(range(1000))
+            for client in clients.values():
+                for target in [receiver.url] * 70 + [other.url]:
+                    request = support.get(f"{support.PATH}?id={next(numbers)}&endpoint={target}/")
+                    assert client.ask(request).status == 200
+            other.wait_for(2)
+            receiver.wait_for(64)
+            operators.wait_for("verve_waiting_callbacks", true=lambda count: count == 140)
+            assert receiver.connections == 64
+            program.stop()
+            program.log.all[:] = [line for line in program.log.all if "callback" not in line]
 
 
 # A worker dies
