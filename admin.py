@@ -29,7 +29,9 @@ import contextlib
 import hashlib
 import json
 import mmap
+import os
 import re
+import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -56,9 +58,16 @@ METRICS: Final = {
         "Seconds that requests waited for the store: 0 for those answered without it, the wait of the first of the "
         "batch for the others. So their number is exact, and the time an upper bound while at most 10,000 wait.",
     ),
+    "verve_failures_total": (
+        "counter",
+        "Requests answered 503, by reason: the window is full, too many requests wait (busy), the store is away, was "
+        "late or refused the id, too many callbacks wait, too many connections are open.",
+    ),
     "verve_waiting_requests": ("gauge", "Requests that wait for the store now."),
     "verve_connections": ("gauge", "Open client connections."),
+    "verve_connections_limit": ("gauge", "Client connections that may be open, in all workers at work."),
     "verve_ids_total": ("counter", "Ids answered ok: new in their window over the fleet, or duplicates."),
+    "verve_ids_limit": ("gauge", "Ids of a window that may be kept in memory (--max-ids), in all workers at work."),
     "verve_batch_ids": ("histogram", "Ids in one round trip to Redis."),
     "verve_batch_duration_seconds": ("histogram", "Seconds that a round trip to Redis took, for one batch of ids."),
     "verve_callbacks_total": ("counter", "Callbacks to endpoints that requests named, by outcome."),
@@ -66,10 +75,19 @@ METRICS: Final = {
     "verve_webhook_deliveries_total": ("counter", "Attempts of this instance to deliver a report, by outcome."),
     "verve_store_up": ("gauge", "1 if every worker at work can store ids, 0 if one can't."),
     "verve_workers": ("gauge", "Workers that are alive and at work."),
+    "process_cpu_seconds_total": ("counter", "User and system time of the workers in seconds."),
+    "process_resident_memory_bytes": (
+        "gauge",
+        "Resident memory of the workers at work, in bytes; what they share counts in each.",
+    ),
+    "process_open_fds": ("gauge", "Open files of the workers at work."),
+    "process_max_fds": ("gauge", "Files that the workers at work may have open."),
+    "verve_worker_restarts_total": ("counter", "Workers that ended or hung, and were replaced."),
     "verve_webhook_waiting_reports": ("gauge", "Closed windows, of those shown, that the webhook does not have yet."),
     "verve_window_ids": ("gauge", "Distinct ids in the open window so far, over the fleet."),
     "verve_last_window_ids": ("gauge", "Distinct ids in the newest closed window, over the fleet."),
     "verve_last_window_end_timestamp_seconds": ("gauge", "Unix time at which the newest closed window ended."),
+    "process_start_time_seconds": ("gauge", "The same as verve_start_time_seconds, under the usual name."),
     "verve_start_time_seconds": ("gauge", "Unix time at which the instance was started."),
     "verve_build_info": ("gauge", "Always 1; the version stands in the label."),
 }
@@ -136,6 +154,21 @@ class Row:
         return total | {"verve_workers": present}
 
 
+def of_process() -> dict[str, float]:
+    """Return what the system knows of this process; 0 for what it does not tell."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    pages = files = 0
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+        files = os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))  # the first since Linux 6.2
+    return {
+        "process_cpu_seconds_total": usage.ru_utime + usage.ru_stime,
+        "process_resident_memory_bytes": pages * resource.getpagesize(),
+        "process_open_fds": files,
+        "process_max_fds": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
+
+
 class Histogram(Protocol):
     """A histogram as it is counted."""
 
@@ -192,6 +225,7 @@ class Admin:
     row: Row  # of this worker
     trouble: Callable[[], str]  # why it can't take requests, in words; "" if it can
     warnings: Callable[[], list[str]]  # what is to be mended although it can
+    restarts: Callable[[], int]  # workers that were replaced
     recent: Recent
     delivered: Delivered | None  # None if there is no webhook
     webhook: Callable[[], str] | None  # why it did not take the last report, as far as is known; None if there is none
@@ -228,6 +262,7 @@ class Admin:
     async def metrics(self) -> Answer:
         samples = self.row.total()
         await self.look()
+        samples["verve_worker_restarts_total"] = self.restarts()
         if self._windows:
             samples["verve_webhook_waiting_reports"] = len(self.waiting())
         if self._fresh:  # what is not known to be so now is left out
@@ -237,6 +272,7 @@ class Admin:
                 samples["verve_last_window_ids"] = last["count"]
                 end = datetime.fromisoformat(last["window"]).timestamp() + last["seconds"]
                 samples["verve_last_window_end_timestamp_seconds"] = end
+        samples["process_start_time_seconds"] = self.row.board.started
         samples["verve_start_time_seconds"] = self.row.board.started
         samples[f'verve_build_info{{version="{self.version}"}}'] = 1
         return Answer("200 OK", render(samples), "text/plain; version=0.0.4; charset=utf-8")

@@ -51,6 +51,14 @@ STORE_WAIT = 1.0  # seconds that an instance waits for its store before it takes
 MAX_KNOWN = 1000  # endpoints that are remembered
 OTHER_FILES = http1.OVERFLOW + outbound.ALL_CONNECTIONS + admin.CONNECTIONS + 64  # besides those that are served
 
+FAILURES = {  # what can become of an id: the word for it in the metrics, and the sentence in Verve-Error
+    dedup.FULL: ("full", "the window holds as many ids as allowed"),
+    dedup.BUSY: ("busy", "too many requests wait for the store"),
+    dedup.DOWN: ("away", "the store can't be reached"),
+    dedup.LOST: ("late", "the store did not answer in time"),
+    dedup.REFUSED: ("refused", "the store refused the id"),
+}
+
 log = logging.getLogger("verve")
 
 _integer = re.compile(rb"(-?)0*([0-9]{1,19})").fullmatch
@@ -70,13 +78,7 @@ class Endpoint:
         ok = answers.add(200, "OK", b"ok")
         self.outcomes = dict.fromkeys((dedup.NEW, dedup.DUPLICATE, dedup.STORED), ok) | {
             outcome: answers.refuse(503, "Service Unavailable", why, Retry_After="1")
-            for outcome, why in (
-                (dedup.FULL, "the window holds as many ids as allowed"),
-                (dedup.BUSY, "too many requests wait for the store"),
-                (dedup.DOWN, "the store can't be reached"),
-                (dedup.LOST, "the store did not answer in time"),
-                (dedup.REFUSED, "the store refused the id"),
-            )
+            for outcome, (_, why) in FAILURES.items()
         }
         self._not_found = answers.refuse(404, "Not Found", f"expected the path {PATH.decode()}")
         self._not_allowed = answers.refuse(405, "Method Not Allowed", "expected GET or HEAD", Allow="GET, HEAD")
@@ -85,6 +87,12 @@ class Endpoint:
             400, "Bad Request", "expected one endpoint, an absolute http or https URL that callbacks may reach"
         )
         self._no_callback = answers.refuse(503, "Service Unavailable", "too many callbacks wait", Retry_After="1")
+
+    def failures(self, server: http1.Server) -> dict[str, int]:
+        """Return how many requests `server` has answered 503, by reason."""
+        counts = server.outcomes.counts
+        found = {reason: self.outcomes[outcome].count + counts[outcome] for outcome, (reason, _) in FAILURES.items()}
+        return found | {"callbacks": self._no_callback.count, "connections": server.crowded.count}
 
     def handle(self, method: bytes, target: bytes, slot: http1.Slot) -> fixed_answers.FixedAnswer | None:
         """Answer any request: find the id, count it."""
@@ -157,6 +165,7 @@ class Parts:
     store: dedup.Store
     client: outbound.Client
     callbacks: reporter.Callbacks
+    endpoint: Endpoint
     server: http1.Server
     webhook: reporter.Webhook | None  # it delivers in the process that speaks
     tasks: list[asyncio.Task[None]] = field(default_factory=list)  # none ends before the stop, unless it fails
@@ -225,7 +234,7 @@ def wire(config: settings.Settings, shared: Shared, worker: workers.Worker) -> P
         overflow=min(http1.OVERFLOW, spare // 4),
     )
     webhook = open_webhook(config, store)
-    return Parts(config, shared, worker, stop, store, client, callbacks, server, webhook)
+    return Parts(config, shared, worker, stop, store, client, callbacks, endpoint, server, webhook)
 
 
 async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
@@ -239,6 +248,7 @@ async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
             row,
             trouble=lambda: "stopping" if parts.stopping else store.obstacle,
             warnings=lambda: store.warnings,
+            restarts=lambda: worker.restarts[0],
             recent=store.recent,
             delivered=webhook.outbox.delivered if webhook else None,
             webhook=(lambda: webhook.why) if webhook else None,
@@ -331,11 +341,17 @@ def samples(parts: Parts) -> dict[str, float]:
     deliveries = parts.webhook.outcomes if parts.webhook else {}
     return {
         **{f'verve_requests_total{{status="{status}"}}': count for status, count in answered.items()},
+        **{
+            f'verve_failures_total{{reason="{reason}"}}': count
+            for reason, count in parts.endpoint.failures(server).items()
+        },
         **histogram("verve_request_duration_seconds", store.meters.waits, at_once),
         "verve_waiting_requests": store.queued,
         "verve_connections": server.cap.served,
+        "verve_connections_limit": server.cap.most,
         'verve_ids_total{result="new"}': store.new,
         'verve_ids_total{result="duplicate"}': answered[200] - store.new,
+        "verve_ids_limit": store.max_ids,
         **histogram("verve_batch_ids", store.meters.sizes),
         **histogram("verve_batch_duration_seconds", store.meters.trips),
         **{
@@ -348,6 +364,7 @@ def samples(parts: Parts) -> dict[str, float]:
             for outcome in ("delivered", "failed")
         },
         "verve_store_up": not store.obstacle,
+        **admin.of_process(),
     }
 
 

@@ -134,6 +134,7 @@ class Worker:
     beats: memoryview = field(default_factory=lambda: shared(1))  # signs of life, by number
     beat: float = TICK  # seconds between two of them
     stopping: memoryview = field(default_factory=lambda: shared(1))  # 1 when the instance is about to stop
+    restarts: memoryview = field(default_factory=lambda: shared(1))  # workers that were replaced so far
 
     async def show_life(self) -> None:
         """Give the parent signs of life, for ever."""
@@ -328,6 +329,7 @@ class Parent:
             elif not self.stopping:
                 if not child.killed:
                     log.error("worker %d ended with status %d and is replaced", child.number + 1, code)
+                self.first.restarts[0] += 1
                 self.schedule(child, time.monotonic())
 
     def schedule(self, child: Child, now: float) -> None:

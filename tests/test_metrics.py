@@ -15,7 +15,7 @@ import pytest
 import servers
 import support
 from operators import NEVER, feed, patched, served, state_of, watched
-from processes import kill, long_window, wait_until, workers
+from processes import at_work, kill, long_window, one_of_each, wait_until, workers
 from prometheus_client.parser import text_string_to_metric_families
 from receivers import Answer, Receiver
 
@@ -44,7 +44,7 @@ def test_the_metrics_are_as_prometheus_wants_them(server: servers.Redis) -> None
         assert {family.name for family in families} == of_counters
         for family in families:
             name = family.name
-            assert re.fullmatch("verve(_[a-z]+)+", name)
+            assert re.fullmatch("(verve|process)(_[a-z]+)+", name)
             assert family.documentation.endswith(".")
             assert not re.search("counter|gauge|histogram|summary|milli|minute|percent|_ms", name)
             names = {sample.name for sample in family.samples}
@@ -154,6 +154,68 @@ def test_requests_that_wait_for_redis_are_seen_to(server: servers.Redis) -> None
         proxy.flow()
 
 
+def reasons(numbers: dict[str, float]) -> dict[str, float]:
+    """Return how many requests failed, by the reasons that there were."""
+    start = 'verve_failures_total{reason="'
+    return {name[len(start) : -2]: value for name, value in numbers.items() if name.startswith(start) and value}
+
+
+def test_failures_are_told_by_reason(server: servers.Redis) -> None:
+    flags = "--redis-url", server.url, "--window", long_window(), "--request-timeout", "0.3", "--max-connections", "1"
+    with watched(*flags) as (program, operators), support.Client(program.address) as client:
+        assert client.ask(support.accept(1)).status == 200
+        assert reasons(operators.numbers()) == {}
+        with support.Client(program.address) as another:
+            assert another.receive()[0].status == 503
+        with server.client() as redis:
+            redis.config_set("maxmemory", "1")
+            assert client.ask(support.accept(2)).status == 503
+            redis.config_set("maxmemory", "0")
+        server.freeze()
+        client.send(support.accept(3), support.accept(4))
+        assert [answer.status for answer in client.receive(2)] == [503, 503]
+        server.thaw()
+        server.kill()
+        wait_until(lambda: client.ask(support.accept(5)).fields.get("verve-error") == "the store can't be reached")
+        found = reasons(operators.numbers())
+        assert found["connections"] == found["refused"] == 1
+        assert found["late"] >= 1
+        assert found["away"] >= 1
+        assert sum(found.values()) == operators.statuses()[503]
+
+
+def test_failures_of_a_full_memory() -> None:
+    with watched("--window", long_window(), "--max-ids", "2", "--max-connections", "9") as (program, operators):
+        with support.Client(program.address) as client:
+            client.send(*map(support.accept, range(5)))
+            assert [answer.status for answer in client.receive(5)] == [200, 200, 503, 503, 503]
+        numbers = operators.numbers()
+        assert reasons(numbers) == {"full": 3}
+        assert numbers["verve_ids_limit"] == 2
+        assert numbers["verve_connections_limit"] == 9
+
+
+def test_what_the_system_knows_of_the_workers(server: servers.Redis) -> None:
+    with watched("--redis-url", server.url, "--workers", "2", "--window", long_window()) as (program, operators):
+        at_work(program, server, 2)
+        wait_until(lambda: operators.ready() == (200, ["ready"]))
+        before = operators.numbers()
+        with one_of_each(program) as clients:
+            operators.wait_for("process_open_fds", true=lambda count: count >= before["process_open_fds"] + 2)
+            for number, client in enumerate([*clients.values()] * 500):
+                assert client.ask(support.accept(number)).status == 200
+        operators.wait_for("process_cpu_seconds_total", true=lambda used: used > before["process_cpu_seconds_total"])
+        assert before["process_resident_memory_bytes"] > 2 * 10e6
+        assert before["process_max_fds"] >= before["process_open_fds"] > 20
+        assert before["process_start_time_seconds"] == before["verve_start_time_seconds"]
+        assert before["process_start_time_seconds"] <= time.time()
+        assert before["verve_worker_restarts_total"] == 0
+        kill(workers(program)[1])
+        operators.wait_for("verve_worker_restarts_total", true=lambda count: count == 1)
+        wait_until(lambda: operators.ready() == (200, ["ready"]))
+        assert operators.numbers()["verve_start_time_seconds"] == before["verve_start_time_seconds"]
+
+
 def test_new_ids_are_those_of_the_fleet(server: servers.Redis) -> None:
     flags = "--redis-url", server.url, "--window", long_window(), *NEVER
     with watched(*flags) as (one, at_one), watched(*flags) as (other, at_other):
@@ -240,7 +302,7 @@ def test_the_store_is_asked_once_a_second_however_many_look_on(known: list[tuple
 
     async def test() -> None:
         (row,) = rows_of({"verve_store_up": 1, "verve_connections": 0})
-        page = admin.Admin("1", "here", row, lambda: "", list, recent, None, None)
+        page = admin.Admin("1", "here", row, lambda: "", list, lambda: 0, recent, None, None)
         pages = [page.windows, page.metrics, page.state] * 5
         answers = await asyncio.gather(*(each() for each in pages))
         assert asked == [admin.WINDOWS]
