@@ -8,6 +8,8 @@ from typing import Any
 import support
 from processes import wait_until
 
+import admin
+
 NEVER = ("--request-timeout", "30")  # no request fails because the machine is busy
 
 
@@ -86,3 +88,17 @@ def state_of(operators: Operators) -> dict[str, Any]:
     found = json.loads(operators.ask("/state").body)
     assert isinstance(found, dict)
     return found
+
+
+def rows_of(*samples: dict[str, float]) -> list[admin.Row]:
+    """Return the rows of as many workers, written now; each has these numbers."""
+    board = admin.Board(len(samples))
+    rows = [admin.Row(board, number, lambda each=each: each) for number, each in enumerate(samples)]  # type: ignore[misc]
+    for row in rows:
+        row.write()
+    return rows
+
+
+def lose(row: admin.Row) -> None:
+    """Have a worker be missing: its row was written too long ago."""
+    row.board.rows[row.number][0] -= admin.MISSING + 1

@@ -5,6 +5,7 @@ saw: each answer is tallied here too. What an operator waits for (a state, a num
 nobody is told; a guard ends that only if it never comes.
 """
 
+import asyncio
 import contextlib
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 import servers
 import support
-from operators import Operators, feed, patched, served, watched
+from operators import Operators, feed, lose, patched, rows_of, served, watched
 from processes import at_work, kill, long_window, wait_until, workers
 
 import admin
@@ -255,6 +256,33 @@ def test_a_full_memory_is_warned_of() -> None:
     with watched("--max-ids", "2", "--window", long_window()) as (program, operators):
         feed(program, 1, 2)
         assert operators.ready() == (200, ["ready", "warning: the window holds as many ids as --max-ids allows"])
+
+
+@pytest.mark.parametrize(
+    ("trouble", "up", "missing", "expected"),
+    [
+        ("", 1, False, []),
+        ("", 0, False, ["a worker can't reach the store"]),
+        ("", 1, True, ["worker 2 of 2 is missing"]),
+        ("", 0, True, ["worker 2 of 2 is missing"]),
+        ("stopping", 1, False, ["stopping"]),
+        ("Redis is away", 0, False, ["Redis is away"]),
+        ("Redis is away", 0, True, ["Redis is away", "worker 2 of 2 is missing"]),
+    ],
+)
+def test_why_it_is_not_ready(trouble: str, up: float, missing: bool, expected: list[str]) -> None:
+    """Of two workers, the first is asked; `up` is whether the second can store ids."""
+    one, other = rows_of({"verve_store_up": 1}, {"verve_store_up": up})
+    if missing:
+        lose(other)
+    page = admin.Admin("1", "here", one, lambda: trouble, list, lambda: 0, never, None, None)
+    answer = asyncio.run(page.readyz())
+    assert answer.body.decode().splitlines() == ["not ready" if expected else "ready", *expected]
+    assert answer.status[:3] == ("503" if expected else "200")
+
+
+async def never(most: int) -> None:
+    raise AssertionError
 
 
 def test_it_is_not_ready_while_it_stops() -> None:

@@ -177,6 +177,16 @@ def test_a_worker_that_hangs_does_not_hold_up_the_stop(server: servers.Redis) ->
         assert complaints(program) == ["ERROR verve: worker 2 gave no sign of life for 2 s: it is killed"]
 
 
+def test_a_second_signal_ends_a_worker_that_hangs(server: servers.Redis) -> None:
+    with started(server, 2, "--worker-timeout", "3600", "--drain-timeout", "3600") as program:
+        pids = workers(program)
+        freeze(pids[0])
+        program.send(signal.SIGTERM)
+        program.log.wait_for("stopping")
+        program.stop()
+        assert [state(pid) for pid in pids] == ["", ""]
+
+
 def test_operators_are_answered_while_the_first_worker_hangs(server: servers.Redis) -> None:
     flags = "--redis-url", server.url, "--workers", "3", "--window", long_window(), "--worker-timeout", "3600"
     quick = patched("admin.MISSING = 1.5; admin.BEAT = 0.2")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import servers
 import support
-from operators import NEVER, feed, patched, served, state_of, watched
+from operators import NEVER, feed, lose, patched, rows_of, served, state_of, watched
 from processes import at_work, kill, long_window, one_of_each, wait_until, workers
 from prometheus_client.parser import text_string_to_metric_families
 from receivers import Answer, Receiver
@@ -229,20 +229,6 @@ def test_new_ids_are_those_of_the_fleet(server: servers.Redis) -> None:
         wait_until(lambda: at_other.numbers()["verve_window_ids"] == 200)
 
 
-def rows_of(*samples: dict[str, float]) -> list[admin.Row]:
-    """Return the rows of as many workers, written now; each has these numbers."""
-    board = admin.Board(len(samples))
-    rows = [admin.Row(board, number, lambda each=each: each) for number, each in enumerate(samples)]  # type: ignore[misc]
-    for row in rows:
-        row.write()
-    return rows
-
-
-def lose(row: admin.Row) -> None:
-    """Have a worker be missing: its row was written too long ago."""
-    row.board.rows[row.number][0] -= admin.MISSING + 1
-
-
 def test_of_a_missing_worker_only_what_it_counted_is_added() -> None:
     one, other = rows_of(
         {'verve_requests_total{status="200"}': 1, "verve_connections": 10, "verve_store_up": 1},
@@ -308,6 +294,23 @@ def test_the_store_is_asked_once_a_second_however_many_look_on(known: list[tuple
         assert asked == [admin.WINDOWS]
         assert {answer.status[:3] for answer in answers[::3]} == {"200" if known else "503"}
         assert {b"verve_window_ids 7" in answer.body for answer in answers[1::3]} == {known is not None}
+
+    asyncio.run(test())
+
+
+def test_a_store_that_gives_no_answer_holds_up_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "BEAT", 0.05)
+
+    async def recent(most: int) -> list[tuple[int, int, int]] | None:
+        await asyncio.get_running_loop().create_future()
+        return None
+
+    async def test() -> None:
+        (row,) = rows_of({"verve_store_up": 1})
+        page = admin.Admin("1", "here", row, lambda: "", list, lambda: 0, recent, None, None)
+        async with asyncio.timeout(support.DEADLINE):
+            assert (await page.windows()).status[:3] == "503"
+            assert b"verve_store_up 1" in (await page.metrics()).body
 
     asyncio.run(test())
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import time
@@ -12,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+import receivers
 import servers
 import support
 from counted import assert_contiguous, assert_partial, counts, epoch, windows_seen
@@ -475,3 +477,20 @@ def test_operators_are_turned_away_when_the_first_worker_has_ended_before_the_ot
             clients[second].send(accept(1)[4:])
             assert clients[second].receive()[0].status == 200
         assert program.wait() == 0
+
+
+def test_a_callback_under_way_is_waited_for() -> None:
+    with (
+        receivers.Receiver(default=receivers.Answer(receivers.HANG)) as receiver,
+        verve("--callback-allow", "127.0.0.0/8", "--log-level", "debug", "--drain-timeout", "20") as program,
+    ):
+        with Client(program.address) as client:
+            assert client.ask(support.get(f"{support.PATH}?id=1&endpoint={receiver.url}/")).status == 200
+        receiver.wait_for(1)
+        program.send(signal.SIGTERM)
+        wait_until(lambda: refused(program.address))
+        since = time.monotonic()
+        wait_until(lambda: refused(program.address) and time.monotonic() > since + 0.3)
+        receiver.release()
+        assert program.wait() == 0
+        assert [line for line in program.log.all if re.search("callback to .*: status 200", line)]

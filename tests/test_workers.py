@@ -5,6 +5,7 @@ kills the one it means; what the kernel holds for a worker is made certain by st
 before the connections are made.
 """
 
+import asyncio
 import contextlib
 import os
 import re
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import receivers
@@ -39,6 +41,7 @@ from processes import (
 )
 
 import verve_server
+import workers as room
 
 QUIET = 0.4  # seconds after which a stopping process may close an idle connection; it waits a little longer
 
@@ -126,6 +129,68 @@ def test_workers_share_the_connections_to_an_origin(server: servers.Redis) -> No
             assert receiver.connections == 64
             program.stop()
             program.log.all[:] = [line for line in program.log.all if "callback" not in line]
+
+
+# The door
+
+
+def test_what_the_kernel_holds_is_taken_before_the_door_is_shut() -> None:
+    """Connections that came when the loop last looked, and those whose handshake ends meanwhile."""
+    taken: list[Any] = []
+
+    class Taken(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            taken.append(transport)
+
+    class Busy:
+        """A listener whose loop takes nothing."""
+
+        shut = False
+
+        def close(self) -> None:
+            assert len(taken) == len(clients)
+            self.shut = True
+
+    async def test() -> None:
+        sock.setblocking(False)
+        clients.extend(stack.enter_context(socket.create_connection(sock.getsockname())) for _ in range(5))
+        await room.close_door(Taken, busy, sock, alone=True)  # type: ignore[arg-type]
+        assert busy.shut
+        with pytest.raises(TimeoutError):  # the kernel says nothing to a new one
+            socket.create_connection(sock.getsockname(), 0.3)
+        for transport in taken:
+            transport.abort()
+
+    busy = Busy()
+    clients: list[socket.socket] = []
+    with contextlib.ExitStack() as stack:
+        (sock,) = room.bind(stack, "127.0.0.1", 0, 1)
+        sock.listen()
+        asyncio.run(test())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_connection_begins_while_the_door_closes(server: servers.Redis, count: int) -> None:
+    """It would be reset when it is shut."""
+    slow = support.patched("import workers; workers.HANDSHAKE = 5.0")
+    words = "--redis-url", server.url, "--workers", str(count), "--window", long_window(), "--drain-timeout", "20"
+    with support.verve(*words, prefix=slow) as program:
+        if count > 1:
+            at_work(program, server, count)
+        program.send(signal.SIGTERM)
+        program.log.wait_for("stopping")
+        wait_until(lambda: not_taken(program.address))
+        assert not_taken(program.address)
+        assert program.wait() == 0
+
+
+def not_taken(address: support.Address) -> bool:
+    """Whether the kernel gives no answer to who wants a connection."""
+    try:
+        socket.create_connection(address, 0.5).close()
+    except TimeoutError:
+        return True
+    return False
 
 
 # A worker dies

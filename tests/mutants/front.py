@@ -93,8 +93,8 @@ MUTANTS = [
     ),
     Mutant(
         "verve_server.py",
-        "await store.start(STORE_WAIT if worker.patient else 0.0)",
-        "await store.start(0.0)",
+        "await store.start(STORE_WAIT if worker.patient else 0.0,",
+        "await store.start(0.0,",
         (
             "tests/test_redis_program.py::test_the_first_answer_of_a_fresh_instance_is_ok",
             "tests/test_workers.py::test_a_successor_waits_for_the_store_though_the_first_workers_found_none",
@@ -147,7 +147,7 @@ MUTANTS = [
         "verve_server.py",
         "listener, worker.sock, alone=worker.parent < 0)",
         "listener, worker.sock, alone=False)",
-        STOP_LOAD,
+        ("tests/test_workers.py::test_no_connection_begins_while_the_door_closes",),
         "a stopping process resets connections that come in its last moment",
     ),
     Mutant(
@@ -175,7 +175,7 @@ MUTANTS = [
         "verve_server.py",
         "            await parts.client.settle()\n",
         "",
-        ("tests/test_callbacks.py::test_what_waits_is_delivered_before_the_end",),
+        ("tests/test_stop.py::test_a_callback_under_way_is_waited_for",),
         "callbacks that wait at the stop are not sent",
     ),
     Mutant(
@@ -194,8 +194,9 @@ MUTANTS = [
     ),
     Mutant(
         "verve_server.py",
-        "                reporter.tell(start, count)\n        await store.stop()",
-        "                pass\n        await store.stop()",
+        "            for start, count in await store.roll():  # windows that were left open: this has closed them\n"
+        "                reporter.tell(start, count)\n",
+        "            await store.roll()\n",
         ("tests/test_workers.py::test_a_window_that_was_left_open_is_told_by_the_instance_that_closes_it",),
         "windows that the parent closes are not in the log",
     ),
@@ -260,10 +261,7 @@ MUTANTS = [
         "workers.py",
         "            await asyncio.get_running_loop().connect_accepted_socket(protocol, queued)\n",
         "            queued.close()\n",
-        (
-            "tests/test_stop.py::test_connections_that_the_kernel_holds_are_answered",
-            "tests/test_stop.py::test_a_lone_connection_that_the_kernel_holds_is_answered",
-        ),
+        ("tests/test_workers.py::test_what_the_kernel_holds_is_taken_before_the_door_is_shut",),
         "connections that the kernel holds at the stop get no answer",
     ),
     # The parent and its workers
@@ -329,7 +327,7 @@ MUTANTS = [
         "            for sock in self.socks:  # and not each worker: if it is replaced, its successor has the same socket\n"
         "                refuse_new(sock)\n",
         "            pass\n",
-        WORKERS,
+        ("tests/test_workers.py::test_no_connection_begins_while_the_door_closes",),
         "connections that come in the last moment of several workers are reset",
     ),
     Mutant(
@@ -400,7 +398,7 @@ MUTANTS = [
         "workers.py",
         "            self.stop(signal.SIGKILL)\n",
         "            self.stop()\n",
-        ("tests/test_workers.py::test_a_second_signal_ends_at_once",),
+        ("tests/test_hang.py::test_a_second_signal_ends_a_worker_that_hangs",),
         "a second signal to an instance of several workers is waited for, too",
     ),
     Mutant(
@@ -485,7 +483,7 @@ MUTANTS = [
         "admin.py",
         "        if not (trouble or up):\n",
         "        if not (trouble or up) and False:\n",
-        ("tests/test_admin.py",),
+        ("tests/test_admin.py::test_why_it_is_not_ready",),
         "an instance is ready though a worker can't reach Redis",
     ),
     Mutant(
@@ -499,7 +497,7 @@ MUTANTS = [
         "admin.py",
         "                async with asyncio.timeout(BEAT):\n",
         "                if True:\n",
-        ("tests/test_metrics.py::test_windows_are_shown_as_last_known_when_redis_is_away",),
+        ("tests/test_metrics.py::test_a_store_that_gives_no_answer_holds_up_no_operator",),
         "the page hangs with Redis",
     ),
     Mutant(
@@ -558,6 +556,7 @@ MUTANTS = [
         "                    pass\n",
         ("tests/test_admin.py::test_the_length_of_a_head",),
         "a close with bytes unread destroys the answer",
+        "Linux lets a client read what came before a reset; other systems throw it away",
     ),
     Mutant(
         "admin.py",
@@ -579,5 +578,36 @@ MUTANTS = [
         '        samples["verve_start_time_seconds"] = time.time()\n',
         METRICS,
         "the instance seems to have been started just now, always",
+    ),
+    Mutant(
+        "verve_server.py",
+        "self.outcomes[outcome].given + server.direct[outcome]",
+        "self.outcomes[outcome].given",
+        (
+            "tests/test_metrics.py::test_failures_are_told_by_reason",
+            "tests/test_metrics.py::test_failures_of_a_full_memory",
+        ),
+        "failures that are known at once have no reason",
+    ),
+    Mutant(
+        "verve_server.py",
+        ', "connections": server.crowded.given}',
+        "}",
+        ("tests/test_metrics.py::test_failures_are_told_by_reason",),
+        "nobody can see that too many connections are open",
+    ),
+    Mutant(
+        "workers.py",
+        "                self.first.restarts[0] += 1\n",
+        "",
+        ("tests/test_metrics.py::test_what_the_system_knows_of_the_workers",),
+        "no alert tells that workers are replaced",
+    ),
+    Mutant(
+        "deploy/alerts.yaml",
+        "          or absent(verve_last_window_end_timestamp_seconds)\n",
+        "",
+        ("tests/test_alerts.py",),
+        "no alert tells that no window is closed, when every instance is gone",
     ),
 ]
