@@ -581,8 +581,8 @@ MUTANTS = [
     ),
     Mutant(
         "verve_server.py",
-        "self.outcomes[outcome].given + server.direct[outcome]",
-        "self.outcomes[outcome].given",
+        "self.outcomes[outcome].count + counts[outcome]",
+        "self.outcomes[outcome].count",
         (
             "tests/test_metrics.py::test_failures_are_told_by_reason",
             "tests/test_metrics.py::test_failures_of_a_full_memory",
@@ -591,7 +591,7 @@ MUTANTS = [
     ),
     Mutant(
         "verve_server.py",
-        ', "connections": server.crowded.given}',
+        ', "connections": server.crowded.count}',
         "}",
         ("tests/test_metrics.py::test_failures_are_told_by_reason",),
         "nobody can see that too many connections are open",
