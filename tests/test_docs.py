@@ -19,7 +19,7 @@ from operators import watched
 from processes import wait_until
 from support import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SECRET = "whsec_" + "c2l4dGVlbiB0aW1lcyBvciBzbywgbm8gbW9yZSE="
 
 needs_redis_cli = pytest.mark.usefixtures("redis_cli_there")
@@ -185,6 +185,18 @@ def test_all_commands_of_redis_are_in_the_example_of_a_user(server: servers.Redi
     assert {"time", "xreadgroup", "scard", "client"} <= used
     allowed = re.findall(r"\+(\w+)", example("docs/operations.md", "sh", "ACL SETUSER"))
     assert used == set(allowed)
+
+
+def test_the_files_that_contributing_names_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests/|redis_store/|docs/)?[a-z_0-9]+\.(?:py|md|txt|html|lua))`", text)
+    folders = [ROOT, ROOT / "tests", ROOT / "docs", ROOT / "redis_store"]
+    assert len(named) > 15
+    assert [name for name in named if not any((folder / name).is_file() for folder in folders)] == []
+    verbs = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`make ([a-z-]+)`", text)) | {"help"} == set(verbs)
+    rooms = {path.name for path in ROOT.glob("*.py")}
+    assert rooms <= set(named), "each room has its job told"
 
 
 def test_the_tests_that_the_guarantees_name_are_there() -> None:
