@@ -5,15 +5,17 @@ The class `Settings` is the whole table: a field is a flag. Its name makes the f
 default, and what `--help` tells. A new setting is one entry there and nothing elsewhere.
 
 A flag beats the environment, the environment beats the default. An empty variable counts as unset, since
-compose files and shells make them so easily; an empty flag is said on purpose, and takes an optional setting
-(a URL, the secret, the log file) back to none. Only the text that wins is read: a bad variable under a good
-flag is no error.
+compose files and shells make them so easily; an empty flag is meant, and sets an optional setting (a URL, the
+secret, the log file) back to none. Only the text that wins is read: a bad variable under a good flag is no error.
 
-Everything is checked once, by `load`, before anything is started. The other rooms are handed the dataclass,
-trust it, and never look at the environment. What is wrong is told in one line on stderr that names the flag
-or the variable, then what was expected, then what was given; exit status 2. Values that may hold a password
-(the URLs, the secret) are never told, nor shown by `repr`. A URL of Redis is split by the grammar of RFC 3986 and
-not by urllib, which drops tabs and newlines and reads brackets differently from one Python to the next.
+A command line and, in a container, an environment can be read by others. So a value that may hold a password (the
+URLs, the secret) may also stand in a file that VERVE_REDIS_URL_FILE, for one, names. Such a value is never part of
+a message, and `repr` does not show it.
+
+Everything is checked once, by `load`, before anything is started. The rest of the program gets the dataclass and
+never looks at the environment. What is wrong is said in one line on stderr that names the flag or the variable,
+then what was expected, then what was given; the exit status is 2. A URL of Redis is split by the grammar of
+RFC 3986 and not by urllib, which drops tabs and newlines and reads brackets differently from one Python to the next.
 """
 
 import argparse
@@ -24,14 +26,14 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 from itertools import groupby
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
-__all__ = ["VERSION", "Settings", "load"]
+__all__ = ["VERSION", "Settings", "load", "unknown_variables"]
 
 T = TypeVar("T")
 
@@ -39,6 +41,8 @@ VERSION = "1.0.0"  # the one place; CHANGELOG.md tells what it brought
 DAY = 86400  # seconds; the longest window and the longest time-out
 SECRET_BYTES = range(24, 65)  # Standard Webhooks: "between 24 bytes (192 bits) and 64 bytes (512 bits)"
 SHOWN_CHARACTERS = 60  # of a refused value: enough to recognise it in one line
+MAX_SECRET = 8192  # characters of a file that holds a secret
+NAMED = 5  # unknown variables that a warning names; Kubernetes sets a dozen for a Service that is called verve
 LINK = ("REDIS_PORT_6379_TCP_ADDR", "REDIS_PORT_6379_TCP_PORT")  # as docker's --link NAME:redis sets them
 TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # of redis-py's URLs
 LEVELS = "debug, info, warning or error"
@@ -102,6 +106,10 @@ def host_name(text: str) -> str:
         except ValueError:
             raise ValueError("an IP address or a host name") from None
     return text
+
+
+def listening_host(text: str) -> str:
+    return host_name(text[1:-1] if re.fullmatch(r"\[.*:.*\]", text) else text)  # an IPv6 address as in a URL
 
 
 def host_port(text: str, expected: str, lowest: int = 1) -> tuple[str, int | None]:
@@ -187,7 +195,7 @@ def flag(
 class Settings:
     """Every setting, checked. Where it is hidden, the value may hold a password and no error shows it."""
 
-    host: str = flag("listening", "ADDRESS", host_name, "127.0.0.1", "IP address or host name to listen on")
+    host: str = flag("listening", "ADDRESS", listening_host, "127.0.0.1", "IP address or host name to listen on")
     port: int = flag("listening", "PORT", integer(0, 65535), "8080", "port to listen on; 0 takes any free one")
     workers: int = flag("listening", "N", integer(1, 1024), "1", "processes sharing the port; above 1 with Redis only")
     admin: tuple[str, int] | None = flag(
@@ -241,6 +249,8 @@ ABOUT = "Counts distinct integer ids per window of time, exactly, and tells the 
 RULES = (
     "Each flag is an environment variable too: --key-prefix is VERVE_KEY_PREFIX. The flag wins. An empty "
     "variable counts as unset; an empty flag (--report-url '') means none, where there can be none.",
+    "Secrets are better kept out of the command line, which every user of the machine can read: VERVE_REDIS_URL_FILE, "
+    "VERVE_REPORT_URL_FILE and VERVE_REPORT_SECRET_FILE name files that hold them.",
     f"Without --redis-url, REDIS_URL is used, and then docker's link pair {LINK[0]} and {LINK[1]}; "
     "--redis-url '' counts in memory whatever they say.",
 )
@@ -295,19 +305,61 @@ def make_parser() -> Parser:
     return parser
 
 
-def find(name: str, from_flag: Any, environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """Where a setting's text comes from, to name it in an error, and the text; None if it is not given."""
-    variable = "VERVE_" + name.upper()
+def variable(name: str) -> str:
+    return "VERVE_" + name.upper()
+
+
+def find(setting: Field[Any], from_flag: Any, environ: Mapping[str, str]) -> tuple[str, str | None]:
+    """Where a setting's text comes from, to name it in an error, and the text; None if it is not given.
+
+    Raises ValueError, in words that name the source, if it is given twice or its file can't be read.
+    """
+    name = setting.name
+    source = variable(name)
     if from_flag is not None:
         return flag_name(name), "--" if from_flag == [] else from_flag  # argparse of 3.11: [] for --flag=--
-    if name == "redis_url" and not environ.get(variable):
-        variable = "REDIS_URL"
-        if not environ.get(variable) and (address := environ.get(LINK[0])):
+    text = environ.get(source)
+    if not setting.repr and (path := environ.get(f"{source}_FILE")):
+        if text:
+            raise ValueError(f"{source} and {source}_FILE: expected one of them, got both")
+        return f"{source}_FILE", read_secret(f"{source}_FILE", path)
+    if name == "redis_url" and not text:
+        source = "REDIS_URL"
+        text = environ.get(source)
+        if not text and (address := environ.get(LINK[0])):
             server = f"[{address}]" if ":" in address else address
             port = environ.get(LINK[1]) or "6379"  # as the variable's name says
             # Quoted, so that an address with an @ or / in it is refused and not read as something else.
             return " and ".join(LINK), "redis://" + quote(f"{server}:{port}", safe="[:]", errors="replace")
-    return variable, environ.get(variable) or None
+    return source, text or None
+
+
+def read_secret(source: str, path: str) -> str:
+    """The text of a file, without the newline at its end. Neither the text nor the path is in an error's words."""
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            text = file.read(MAX_SECRET + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = getattr(error, "strerror", None) or "no path of a file"
+        raise ValueError(f"{source}: can't read the file that it names: {why}") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text or len(text) > MAX_SECRET:
+        raise ValueError(f"{source}: expected a file of 1 to {MAX_SECRET} characters, got {'more' if text else 'none'}")
+    return text
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> str:
+    """One line that names the variables VERVE_... that are no settings, and what each may be meant for; or nothing."""
+    environ = os.environ if environ is None else environ
+    known = [setting.name.upper() for setting in fields(Settings)]
+    known += [setting.name.upper() + "_FILE" for setting in fields(Settings) if not setting.repr]
+    names = sorted(name.removeprefix("VERVE_") for name in environ if name.startswith("VERVE_"))
+    words = []
+    for name in [name for name in names if name not in known]:
+        near = difflib.get_close_matches(name, known, 1)
+        words.append(shown("VERVE_" + name) + (f" (did you mean VERVE_{near[0]}?)" if near else ""))
+    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    return f"variables that are no settings: {', '.join(words[:NAMED])}{more}" if words else ""
 
 
 def load(
@@ -329,7 +381,10 @@ def load(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for setting in fields(Settings):
-        source, text = find(setting.name, getattr(given, setting.name), environ)
+        try:
+            source, text = find(setting, getattr(given, setting.name), environ)
+        except ValueError as error:
+            parser.error(str(error))
         if text is None:
             continue
         try:

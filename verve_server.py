@@ -551,6 +551,8 @@ def main() -> int:
         except workers.Unusable as error:
             print(f"verve_server.py: {error}", file=sys.stderr)
             return workers.UNUSABLE
+        if unknown := settings.unknown_variables():
+            log.warning("%s", unknown)
         config = fit_to_files(config)
         work = partial(run, config, Shared(admin.Board(config.workers), workers.shared(1)))
         if config.workers == 1:

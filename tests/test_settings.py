@@ -7,11 +7,13 @@ import io
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import redis.asyncio
+import support
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -58,6 +60,7 @@ def nets(*blocks: str) -> tuple[Any, ...]:
 GOOD = [
     ("host", "0.0.0.0", "0.0.0.0"),
     ("host", "::", "::"),
+    ("host", "[::1]", "::1"),
     ("host", "fe80::1%eth0", "fe80::1%eth0"),
     ("host", "localhost", "localhost"),
     ("host", "verve_1.example.com", "verve_1.example.com"),
@@ -118,7 +121,28 @@ GOOD = [
 
 NUMBERS = ["", "0x10", "1_0", " 1", "1 ", "+1", "-1", "١", "1.0", "1e3", "9" * 5000, "ten"]  # noqa: RUF001
 TIMES = ["", "0", "0.0", "86400.1", "nan", "inf", "1e3", "-1", ".5", "1.", "1_0", " 1", "١", "9" * 5000]  # noqa: RUF001
-HOSTS = ["", " ", "a b", "256.1.1.1", "1.2.3", "8080", "[::1]", "::g", "a..b", "-a.b", "h/", "é", "x" * 64]
+HOSTS = [
+    "",
+    " ",
+    "a b",
+    "256.1.1.1",
+    "1.2.3",
+    "8080",
+    "[::g]",
+    "[127.0.0.1]",
+    "[a]",
+    "[::1",
+    "::1]",
+    "[[::1]]",
+    "[::1]:80",
+    "[]",
+    "::g",
+    "a..b",
+    "-a.b",
+    "h/",
+    "é",
+    "x" * 64,
+]
 REDIS = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"
 NUMBER = "a number as the database"
 HTTP = "an absolute http or https URL"
@@ -366,6 +390,109 @@ def test_settings_can_be_logged() -> None:
     assert "hunter2" not in repr(loaded)
     assert repr(KEY) not in repr(loaded)
     assert "port=8080" in repr(loaded)
+
+
+FROM_FILES = [
+    ("redis_url", "redis://:hunter2@h", "redis://:hunter2@h"),
+    ("report_url", "https://u:hunter2@example.com/hook", "https://u:hunter2@example.com/hook"),
+    ("report_secret", "whsec_" + BASE64, KEY),
+]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize(("name", "text", "value"), FROM_FILES)
+def test_a_secret_may_stand_in_a_file(tmp_path: Path, name: str, text: str, value: object, end: str) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes((text + end).encode())
+    env = {f"{variable(name)}_FILE": str(file), "REDIS_URL": "redis://other"}
+    assert getattr(load(*COMPANY.get(name, ()), env=env), name) == value
+    assert getattr(load(*COMPANY.get(name, ()), env=env | {variable(name): ""}), name) == value
+
+
+@pytest.mark.parametrize(("name", "text", "value"), FROM_FILES)
+def test_a_flag_wins_over_a_file_that_is_not_there(name: str, text: str, value: object) -> None:
+    env = {f"{variable(name)}_FILE": "/nowhere", variable(name): "hunter2"}
+    assert getattr(load(flag(name), text, *COMPANY.get(name, ()), env=env), name) == value
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_an_empty_name_of_a_file_counts_as_unset(name: str) -> None:
+    assert load(env={f"{variable(name)}_FILE": ""}) == load()
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "can't read the file that it names: No such file or directory"),
+        (b"", "expected a file of 1 to 8192 characters, got none"),
+        (b"\n", "expected a file of 1 to 8192 characters, got none"),
+        (b"hunter2" * 1200, "expected a file of 1 to 8192 characters, got more"),
+        (b"hunter2", "got a value that is not shown here"),
+        (b"hunter2\n\n", "got a value that is not shown here"),
+        (b"redis://u:hunter2@h\nredis://h", "got a value that is not shown here"),
+        (b"\xff\xfe\0", "got a value that is not shown here"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_refused(
+    refused: Refusals, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    file = tmp_path / "hunter2"
+    if content is not None:
+        file.write_bytes(content)
+    said = refused(env={f"{variable(name)}_FILE": str(file)})
+    assert said.startswith(f"{variable(name)}_FILE: ")
+    assert said.endswith(message)
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("path", ["/", "\0", "x" * 5000])
+def test_what_is_no_file_is_refused(refused: Refusals, name: str, path: str) -> None:
+    assert refused(env={f"{variable(name)}_FILE": path}).startswith(f"{variable(name)}_FILE: can't read the file")
+
+
+@pytest.mark.parametrize(("name", "text", "_"), FROM_FILES)
+def test_a_secret_is_given_once(refused: Refusals, tmp_path: Path, name: str, text: str, _: object) -> None:
+    file = tmp_path / "secret"
+    file.write_text(text)
+    said = refused(env={variable(name): text, f"{variable(name)}_FILE": str(file)})
+    assert said == f"{variable(name)} and {variable(name)}_FILE: expected one of them, got both"
+
+
+def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:
+    file = tmp_path / "window"
+    file.write_text("10")
+    assert load(env={"VERVE_WINDOW_FILE": str(file)}) == load()
+
+
+@pytest.mark.parametrize(
+    ("env", "line"),
+    [
+        ({}, ""),
+        ({"VERVE_PORT": "1", "VERVE_REDIS_URL_FILE": "/x", "VERVE": "1", "REDIS_URL": "x", "verve_x": "1"}, ""),
+        ({"VERVE_PROT": "hunter2"}, "'VERVE_PROT' (did you mean VERVE_PORT?)"),
+        ({"VERVE_REPORT_SECRETS": "hunter2"}, "'VERVE_REPORT_SECRETS' (did you mean VERVE_REPORT_SECRET?)"),
+        ({"VERVE_QQQQQQ": "hunter2"}, "'VERVE_QQQQQQ'"),
+        ({"VERVE_\n": "hunter2"}, "'VERVE_\\n'"),
+        ({"VERVE_Y": "", "VERVE_X": ""}, "'VERVE_X', 'VERVE_Y'"),
+        (
+            {f"VERVE_QQQQQQ{number}": "" for number in range(7)},
+            "'VERVE_QQQQQQ0', 'VERVE_QQQQQQ1', 'VERVE_QQQQQQ2', 'VERVE_QQQQQQ3', 'VERVE_QQQQQQ4' and 2 more",
+        ),
+    ],
+)
+def test_variables_that_are_no_settings_are_named(env: Mapping[str, str], line: str) -> None:
+    assert settings.unknown_variables(env) == (f"variables that are no settings: {line}" if line else "")
+
+
+def test_an_unknown_variable_is_warned_of_in_one_line() -> None:
+    prefix = ("env", "VERVE_PROT=hunter2", "VERVE_QQQQQQ=hunter2")
+    with support.verve(prefix=prefix) as program:
+        pass
+    (line,) = [line for line in program.log.all if "VERVE_" in line]
+    assert " WARNING verve: variables that are no settings: 'VERVE_PROT' (did you mean VERVE_PORT?), " in line
+    assert "hunter2" not in "\n".join(program.log.all)
 
 
 ADDR, PORT = "REDIS_PORT_6379_TCP_ADDR", "REDIS_PORT_6379_TCP_PORT"

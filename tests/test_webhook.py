@@ -545,18 +545,25 @@ def test_a_report_on_its_way_is_waited_for_at_a_stop(server: servers.Redis, rece
         assert group["pending"] == 0
 
 
-def test_nothing_private_is_in_the_title_of_the_process(receiver: Receiver) -> None:
-    """By environment variables the secret and the password stay out of what other users see."""
+@pytest.mark.parametrize("files", [False, True])
+def test_nothing_private_is_in_the_title_of_the_process(receiver: Receiver, tmp_path: Path, files: bool) -> None:
+    """By environment variables the secret and the password stay out of what other users see; by files, of both."""
     if not Path("/proc/self/cmdline").exists():
         pytest.skip("reads /proc")
-    url = receiver.url.replace("//", "//me:password@")
-    env = "env", f"VERVE_REPORT_URL={url}", f"VERVE_REPORT_SECRET={KEY}"
-    with support.verve(*second(), prefix=env) as program:
+    env = {"VERVE_REPORT_URL": receiver.url.replace("//", "//me:password@"), "VERVE_REPORT_SECRET": KEY}
+    if files:
+        for name, text in env.items():
+            (tmp_path / name).write_text(text + "\n")
+        env = {f"{name}_FILE": str(tmp_path / name) for name in env}
+    with support.verve(*second(), prefix=("env", *map("=".join, env.items()))) as program:
         (request, *_) = receiver.wait_for(1)
         assert standardwebhooks.Webhook(KEY).verify(request.body, request.fields)
-        title = Path(f"/proc/{program.pid}/cmdline").read_bytes()
-        assert b"password" not in title
-        assert KEY.encode() not in title
+        assert request.fields["authorization"] == "Basic " + base64.b64encode(b"me:password").decode()
+        seen = Path(f"/proc/{program.pid}/cmdline").read_bytes()
+        if files:
+            seen += Path(f"/proc/{program.pid}/environ").read_bytes()
+        assert b"password" not in seen
+        assert KEY.encode() not in seen
 
 
 # This test is the last, since others run while its receivers are away.
