@@ -1,8 +1,9 @@
 """What many files share: servers of Redis, receivers, the outbound client's world; and marks for each test."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import http_peers
 import marks
 import peers
 import pytest
@@ -12,6 +13,11 @@ import spies
 import trustme
 
 import outbound
+
+WORLDS: dict[str, Callable[[http_peers.Store], http_peers.Memory | http_peers.Socket]] = {
+    "memory": http_peers.Memory,
+    "socket": http_peers.Socket,
+}
 
 
 @pytest.fixture(params=servers.ENGINES)
@@ -79,6 +85,25 @@ def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     return authority
+
+
+@pytest.fixture(params=WORLDS)
+def world(request: pytest.FixtureRequest) -> Iterator[http_peers.Memory | http_peers.Socket]:
+    with WORLDS[request.param](http_peers.Store()) as world:
+        yield world
+
+
+@pytest.fixture
+def memory() -> Iterator[http_peers.Memory]:
+    with http_peers.Memory() as memory:
+        yield memory
+
+
+@pytest.fixture
+def later() -> Iterator[tuple[http_peers.Memory, http_peers.Waiting]]:
+    store = http_peers.Waiting()
+    with http_peers.Memory(store) as memory:
+        yield memory, store
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,6 @@
 """Mutated requests by the million against `http1`. `python tests/fuzz.py --requests 1000000 --seed 1`, minutes.
 
-Each stream is made of the requests of test_http1.py (well-formed, malformed, cut, doubled), joined and changed: bits,
+Each stream is made of the requests of http_corpus.py (well-formed, malformed, cut, doubled), joined and changed: bits,
 bytes, tokens of HTTP, pieces of other requests, repetitions up to past the limits. It is given to the real connection
 and the real endpoint whole, cut at random places, and, if it is short, byte by byte. Required of each: no error, in
 the loop or out of it; answers in good form, none behind one that closes, no more than there can be requests; the same
@@ -38,13 +38,14 @@ except ImportError:
 with atheris.instrument_imports(include=["http1", "request_reader"]) if atheris else contextlib.nullcontext():
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import request_reader
-import test_http1  # noqa: E402
-from test_http1 import LAST, MALFORMED, ODD, STREAMS, Memory, Mixed, Telling, get  # noqa: E402
+import http_peers  # noqa: E402
+from http_corpus import EXPECTING, LAST, MALFORMED, ODD, STREAMS  # noqa: E402
+from http_peers import Memory, Mixed, Telling, get  # noqa: E402
 
-GOOD = [*(request for request, _ in ODD.values()), *STREAMS.values(), *LAST.values(), test_http1.EXPECTING]
+GOOD = [*(request for request, _ in ODD.values()), *STREAMS.values(), *LAST.values(), EXPECTING]
 BAD = list(MALFORMED.values())
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"  # which is said only to a client whose body is still to come
-TOKENS = test_http1.words(
+TOKENS = http_peers.words(
     r"\r\n|\r|\n|\0| |\t|:|,|;|\x22|%|/|0|5|ffff|\x7f|\x80|\xff|\r\n\r\n|0\r\n\r\n|1\r\nx\r\n|\r\n |HTTP/1.1|HTTP/1.0"
     r"|HTTP/1.1\r\nHost: a\r\n\r\n|Host: a\r\n|Content-Length: 5\r\n|Content-Length: |Transfer-Encoding: chunked\r\n"
     r"|Transfer-Encoding: |Connection: close\r\n|Connection: keep-alive\r\n|Upgrade: h2c\r\nConnection: Upgrade\r\n"
@@ -117,9 +118,9 @@ class Checker:
         chance = random.Random(key)
         answer, added = self.said([stream])
         cuts = [chance.randrange(len(stream)) for _ in range(chance.randrange(1, 5))]
-        assert self.said(test_http1.cut_at(stream, cuts)) == (answer, added), "it matters how the bytes were cut"
+        assert self.said(http_peers.cut_at(stream, cuts)) == (answer, added), "it matters how the bytes were cut"
         if len(stream) <= SHORT and key % 4 == 0:
-            assert self.said(test_http1.cut(stream, 1)) == (answer, added), "it matters that bytes came one by one"
+            assert self.said(http_peers.cut(stream, 1)) == (answer, added), "it matters that bytes came one by one"
         found = _answers(answer)
         assert b"".join(found) == answer, "an answer is not in good form"
         assert len(found) <= stream.count(b"\n") + len(stream) // request_reader.MAX_LINE + 1, (
@@ -128,12 +129,12 @@ class Checker:
         assert len(added) <= len(found), "an id was counted and not answered"
         assert not any(b"\r\nConnection: close\r\n" in head for head in found[:-1]), "an answer behind the last"
         if key % 32 == 0:
-            test_http1.replies(answer)
+            http_peers.replies(answer)
             self.mixed.store.added.clear()
-            later = self.mixed.talk(*test_http1.cut_at(stream, cuts))
-            test_http1.replies(later)
+            later = self.mixed.talk(*http_peers.cut_at(stream, cuts))
+            http_peers.replies(later)
             assert self.mixed.store.added == added, "it matters that answers come later"
-            assert test_http1.statuses(self.memory.talk(get(3))) == [200]
+            assert http_peers.statuses(self.memory.talk(get(3))) == [200]
         return [int(head[9:12]) for head in found]
 
 

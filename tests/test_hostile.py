@@ -1,7 +1,7 @@
 """Clients that mean harm: framing that two readers may read differently, streams made at random, attacks by the many.
 
 The table names each vector by its idea and by the advisory or paper that made it known; what it must get stands beside
-it. None of it repeats test_http1.py, whose malformed requests are the small change of the grammar. h11 reads every
+it. None of it repeats the tests of http1, whose malformed requests are the small change of the grammar. h11 reads every
 stream of both files too: what it refuses is refused here, and wherever the two differ, EXPLAINED says why.
 """
 
@@ -14,11 +14,27 @@ from collections.abc import Iterator
 import fuzz
 import h11
 import hostile
+import http_corpus
 import pytest
 import servers
 import support
-import test_http1
-from test_http1 import HOST, NEXT, PATH, START, Memory, Socket, chunked, cut, framed, get, line, replies, words
+from http_peers import (
+    HOST,
+    NEXT,
+    PATH,
+    START,
+    Memory,
+    Socket,
+    Waiting,
+    chunked,
+    cut,
+    framed,
+    get,
+    line,
+    replies,
+    statuses,
+    words,
+)
 
 import fixed_answers
 import http1
@@ -294,7 +310,7 @@ def test_every_byte_at_every_place_of_the_framing() -> None:
 def test_what_is_refused_over_a_socket() -> None:
     with Socket() as wire:
         for case, stream in REFUSED.items():
-            assert test_http1.statuses(wire.talk(get(1) + stream + NEXT, finish=False)) == [200, 400], case
+            assert statuses(wire.talk(get(1) + stream + NEXT, finish=False)) == [200, 400], case
         assert set(wire.store.added) == {1}
 
 
@@ -302,7 +318,7 @@ def test_none_of_it_is_said_twice() -> None:
     streams = [*REFUSED.values(), *(stream for stream, _ in READ.values())]
     assert len(set(streams)) == len(streams)
     assert len(streams) + len(BYTES) > 5000
-    assert not set(streams) & {*test_http1.MALFORMED.values(), *(stream for stream, _ in test_http1.ODD.values())}
+    assert not set(streams) & {*http_corpus.MALFORMED.values(), *(stream for stream, _ in http_corpus.ODD.values())}
 
 
 WRAPS = words(r"100000005|10000000000000005|ffffffff00000005|8000000000000005|7fffffffffffffff|10001")  # of 5, to some
@@ -395,8 +411,8 @@ def why(reasons: dict[str, bytes], stream: bytes) -> str:
 
 def test_what_h11_refuses_is_refused_and_every_difference_has_its_reason() -> None:
     streams = [
-        *(stream + NEXT for stream in (*REFUSED.values(), *test_http1.CASES, *test_http1.LAST.values())),
-        *(stream + NEXT for stream, _ in (*READ.values(), *test_http1.ODD.values())),
+        *(stream + NEXT for stream in (*REFUSED.values(), *http_corpus.CASES, *http_corpus.LAST.values())),
+        *(stream + NEXT for stream, _ in (*READ.values(), *http_corpus.ODD.values())),
         *(stream for _, stream, _ in BYTES),
     ]
     used: set[str] = set()
@@ -466,7 +482,7 @@ def test_a_read_of_many_requests_takes_turns_with_others() -> None:
 
 
 def test_requests_that_wait_for_the_store_take_turns_too() -> None:
-    store = test_http1.Waiting()
+    store = Waiting()
     with Memory(store) as memory:
         greedy, other = memory.connect(), memory.connect()
         greedy.send(get(b"7&x") * 60)
