@@ -241,8 +241,8 @@ def main() -> None:
         raise SystemExit(f"no such delay: {', '.join(sorted(unknown))}")
     if shutil.which("h2load") is None:
         raise SystemExit("first: apt-get install nghttp2-client")
-    if needed := missing([CASES["users"]], ["redis"]):
-        raise SystemExit("first: " + " && ".join(needed))
+    if needed := missing():
+        raise SystemExit(f"first: {needed}")
     os.sched_setaffinity(0, {0})  # to ping from where the service is
     found = text(measure(names, options.rounds, options.seconds), options.rounds, options.seconds)
     if options.delays:

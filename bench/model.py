@@ -184,8 +184,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="that the median is taken of [3]")
     parser.add_argument("--print", action="store_true", help="print only, and leave RESULTS.md alone")
     options = parser.parse_args()
-    if needed := missing([CASES["users"]], ["redis"]):
-        raise SystemExit("first: " + " && ".join(needed))
+    if needed := missing():
+        raise SystemExit(f"first: {needed}")
     if (os.cpu_count() or 1) < 2:
         raise SystemExit("two cores are needed")
     points = measure(1, CONNECTIONS, options.rounds, options.seconds)

@@ -301,20 +301,21 @@ LABELS = {
 }
 
 
-def missing(cases: list[Case], only: list[str]) -> list[str]:
-    """Return the commands that install what is needed and not there."""
+def missing() -> str:
+    """Return the command that installs the programs that are needed and not there, if any."""
     tools = {"wrk": "wrk", "nginx": "nginx-light", "redis-server": "redis-server", "redis-cli": "redis-tools"}
     packages = [package for tool, package in tools.items() if shutil.which(tool) is None]
-    names = {name for case in cases for name in case.servers.split() if not only or name in only}
-    peers = {name.partition("+")[0] for name in names} & {"aiohttp", "fastapi"}
-    return [
-        *([f"apt-get install {' '.join(packages)}"] if packages else []),
-        *(
-            ["pip install -r bench/requirements.txt"]
-            if any(not importlib.util.find_spec(peer) for peer in peers)
-            else []
-        ),
-    ]
+    return f"apt-get install {' '.join(packages)}" if packages else ""
+
+
+def chosen(case: Case, only: list[str]) -> list[str]:
+    """Return the servers of a case that are asked for; peers that are not installed are left out."""
+    names = [name for name in case.servers.split() if not only or name in only]
+    peers = {name: name.partition("+")[0] for name in names if name.partition("+")[0] in ("aiohttp", "fastapi")}
+    absent = [name for name, peer in peers.items() if importlib.util.find_spec(peer) is None]
+    if absent:
+        print(f"without {', '.join(absent)}: pip install -r bench/requirements.txt", file=sys.stderr)
+    return [name for name in names if name not in absent]
 
 
 def main() -> None:
@@ -326,13 +327,12 @@ def main() -> None:
     options = parser.parse_args()
     cases = [CASES[options.case]] if options.case else list(CASES.values())
     only = options.only.split(",") if options.only else []
-    if needed := missing(cases, only):
-        raise SystemExit("first: " + " && ".join(needed))
+    if needed := missing():
+        raise SystemExit(f"first: {needed}")
     ids = itertools.count(POOL, 10_000_000)  # a run does not come near the next one's
     texts: dict[str, list[str]] = {"differ": [], "same": []}
     for case in cases:
-        names = [name for name in case.servers.split() if not only or name in only]
-        text = table(case, measure(case, names, options.rounds, options.seconds, ids))
+        text = table(case, measure(case, chosen(case, only), options.rounds, options.seconds, ids))
         print(text, flush=True)
         texts["differ" if case.headers == "differ" else "same"].append(text)
     if not options.case and not only:
