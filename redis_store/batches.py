@@ -5,7 +5,8 @@ wants to be told the count). While they are under way more ids gather, and how l
 measured: of each trip, how long the process had nothing to do until the reply came. Next door that is nearly nothing,
 as Redis answers while the next requests are read: then one batch is under way at a time, the next goes when its reply
 is in, and batches are as large as they can be (group commit). When Redis is far away the process would stand idle, so
-another batch is begun for each WORTH that it did, evenly spaced, up to MAX_TRIPS.
+there may be another batch for each WORTH that it did, up to MAX_TRIPS. Half of them go when their ids are there, the
+other half evenly spaced, so that not all are under way at one time and none at the next.
 
 Each batch has a deadline, that of the oldest id in it, and a window. It may meet the end of that window on its way:
 
@@ -19,6 +20,7 @@ Each batch has a deadline, that of the oldest id in it, and a window. It may mee
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import perf_counter, thread_time
@@ -37,6 +39,7 @@ MAX_BATCH = 3_125  # ids in one trip: some 1.6 ms of Redis's time
 MAX_COUNTED = 750  # ids besides that are counted one by one; managed services refuse commands of 4,000 arguments
 MAX_TRIPS = 16  # batches under way at a time
 WORTH = 160e-6  # seconds of idleness that another batch under way is worth: its CPU costs 40 us here, 20 us in Redis
+MIN_WAIT = 0.001  # seconds that uvloop's timers wait at least
 HUSH = 1.0  # seconds for which Redis must have kept to what it last did for the log to follow it at once
 REFUSING = 5.0  # seconds after a refusal in which the store is said to take no ids; only an id can tell that it does
 
@@ -119,6 +122,7 @@ class Batches:
         self._counted: list[tuple[int, Done, Counted]] = []  # ids that wait to be counted one by one
         self._since = 0.0  # loop time at which the first of all these came
         self._looking = False  # what waits will be looked at: at this turn's end, or when a reply comes
+        self._timer: asyncio.TimerHandle | None = None  # until it is looked at though none comes
         self._opened = 0  # the newest window whose OPEN was acknowledged on this connection
         self._trips = 0  # batches under way
         self._late: list[Batch] = []  # those that found their window closed
@@ -163,14 +167,27 @@ class Batches:
             self._meters.waits.note(self._loop.time() - self._since, len(dones))
             self._numbers, self._dones, self._counted = [], [], []
             self._tell(dones, LOST)
+        if self._timer is not None:
+            self._timer.cancel()
         self._idle.set()
 
     def _look(self) -> None:
         """Send what waits, as far as it is time."""
-        while self.queued and self._pace.allows(self._trips):
+        self._looking = False
+        while self.queued:
+            wait = self._pace.wait(self._trips)
+            if wait:
+                # Before a reply there is nothing to look for, and that looks by itself.
+                self._looking = wait == math.inf
+                if not self._looking and self._timer is None:
+                    self._timer = self._loop.call_later(max(wait, MIN_WAIT), self._look_again)
+                return
             self._begin(self._take())
-        # With one batch at a time nothing can be sent before its reply, which looks by itself.
-        self._looking = self._trips > 0 and self._pace.most == 1
+        self._looking = self._trips >= self._pace.most
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._look()
 
     def _take(self) -> Batch:
         counted, numbers, dones = self._counted, self._numbers, self._dones
@@ -211,11 +228,9 @@ class Batches:
             self._end(batch, LOST)
             return
         self._pace.ended(now - batch.sent - (thread_time() - batch.cpu))
-        if self.queued:
-            self._looking = True
+        self._looking = self.queued > 0
+        if self._looking:
             self._loop.call_soon(self._look)
-        else:
-            self._looking = False
         reply = outcome[batch.opens]
         if batch.opens and isinstance(outcome[0], redis.ResponseError):
             reply = outcome[0]  # the ids may be stored, but would not be found again if all died now
@@ -287,11 +302,16 @@ class Pace:
         self._idle = 0.0  # seconds of a trip in which the process had nothing to do, smoothed over some eight trips
         self._last = 0.0  # perf_counter() when the last one was begun
 
-    def allows(self, trips: int) -> bool:
-        """Return whether another batch may be begun beside `trips` that are under way."""
-        if not trips:
-            return True
-        return trips < self.most and perf_counter() - self._last >= self._idle / self.most
+    def wait(self, trips: int) -> float:
+        """Return the seconds until another batch may be begun beside `trips` that are under way.
+
+        0 if it may be now, infinity if a reply has to come first.
+        """
+        if trips >= self.most:
+            return math.inf
+        if trips <= self.most // 2:
+            return 0.0
+        return max(0.0, self._last + self._idle / self.most - perf_counter())
 
     def begun(self, now: float) -> None:
         self._last = now

@@ -129,7 +129,7 @@ class Node:
             if not self._held.total:
                 return True
             if self.batches is not None:
-                with contextlib.suppress(redis.RedisError, OSError):
+                with contextlib.suppress(redis.RedisError, OSError, StoreError):
                     await home.roll(0.0)  # it compares what Redis has with what is held
                     if not self.lost:
                         return True
