@@ -206,8 +206,10 @@ class Batches:
     def _begin(self, batch: Batch) -> None:
         window = batch.window = self._turn()
         key = self._keys.ids(window)
-        if batch.counted:
-            packed = pack_numbers(("EVAL", COUNT, "1", key, str(len(batch.counted))), batch.numbers)
+        first = len(batch.counted)
+        if first:  # in their order, which pack_numbers does not keep
+            words = ("EVAL", COUNT, "1", key, str(first), *map(str, batch.numbers[:first]))
+            packed = pack_numbers(words, batch.numbers[first:])
         else:
             packed = pack_numbers(("SADD", key), batch.numbers)
         batch.opens = window != self._opened
