@@ -107,7 +107,9 @@ def later() -> Iterator[tuple[http_peers.Memory, http_peers.Waiting]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test, and begin with the longest, so that none of them is left over at the end of a parallel run."""
     for item in items:
         if isinstance(item, pytest.Function):
             for mark in marks.marks_of(item, globals()):
                 item.add_marker(mark)
+    items.sort(key=lambda item: item.get_closest_marker("soak") is None)

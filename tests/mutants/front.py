@@ -24,7 +24,7 @@ MUTANTS = [
         "verve_server.py",
         "if path != PATH and unquote_to_bytes(path) != PATH:",
         "if path != PATH:",
-        ("tests/test_server.py", "tests/test_http1.py"),
+        ("tests/test_server.py", "tests/test_http1_endpoint.py"),
         "a path with a letter escaped, which is the same path, is not found",
     ),
     Mutant(
@@ -45,7 +45,7 @@ MUTANTS = [
         "verve_server.py",
         "(endpoint,) = endpoints\n",
         "endpoint = endpoints[-1]\n",
-        ("tests/test_endpoints.py", "tests/test_callbacks.py", "tests/test_http1.py"),
+        ("tests/test_endpoints.py", "tests/test_callbacks.py", "tests/test_http1_endpoint.py"),
         "of two endpoints one is called",
     ),
     Mutant(

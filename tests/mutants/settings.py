@@ -63,8 +63,8 @@ MUTANTS = [
     ),
     Mutant(
         "settings.py",
-        "    environ = os.environ if environ is None else environ\n",
-        "    environ = environ or os.environ\n",
+        "    environ = os.environ if environ is None else environ\n    parser = make_parser()\n",
+        "    environ = environ or os.environ\n    parser = make_parser()\n",
         ALL,
         "an empty environment that is handed in is not the one that is read",
     ),
