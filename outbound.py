@@ -1,27 +1,27 @@
-"""One outbound HTTP/1.1 exchange at a time on each of a few connections to an origin.
+"""The HTTP/1.1 client: one exchange at a time on each of a few connections to an origin.
 
     url = parse(b"http://example.com/seen")
     client.send(url, request(url, "GET", url.target), done, repeatable=True)    # done(Response | OutboundError), once
 
-An origin is scheme, host and port. Its exchanges wait in its own queue; each of its connections, at most CONNECTIONS,
-takes the next when it has finished one, and is kept open for a while when there is none. So an origin that is slow
-or dead holds up only what was meant for it, and nothing here is awaited: a callback or two for each exchange. All
-origins together have at most ALL_CONNECTIONS; the second half of these is for origins that have none. What they share
-is bounded, so a thousand origins that hang at once, or LOOKUPS names whose look-up does, do delay the others.
+An origin is scheme, host and port. Each origin has a queue and at most CONNECTIONS connections. A connection that has
+finished an exchange takes the next from the queue; if there is none, it is kept open for a while. So a slow or dead
+origin delays only its own exchanges. There is no task for each exchange: its end is a call of `done`. All origins
+together have at most ALL_CONNECTIONS; the second half of these is for origins that have none yet. So what can delay
+other origins is ALL_CONNECTIONS origins that hang at once, or LOOKUPS names whose look-up hangs.
 
-Every exchange ends: with the response's status, or with an error that says why there is none, at the latest QUEUE_TIME
-and EXCHANGE_TIME after it was asked for. A connection that had been idle may have been closed by the peer at the same
-moment: if nothing of an answer came, a request that may be repeated (RFC 9110, 9.2.2) is tried once more, on a fresh
-one. Otherwise nothing is ever sent twice. With the head of the response its status is known, whatever becomes of the
-body.
+Every exchange ends, at the latest QUEUE_TIME and EXCHANGE_TIME after it was asked for: with the status of a response,
+or with an error that says why there is none. A server may close an idle connection just when a request is sent on it.
+If no byte of an answer came, a request that may be repeated (RFC 9110, 9.2.2) is sent once more, on a new connection.
+In all other cases a request is sent once. The status counts as soon as the head of the response is whole; an error in
+the body changes nothing.
 
-The address guard. A name is looked up, every address is checked, and the connection goes to the address that was
-checked, not to the name again: what a resolver says later does not count. Only public unicast addresses pass, and
-what the operator allows; an IPv4 address inside an IPv6 one (mapped, NAT64, 6to4) is judged as what it is. Hosts that
-some resolvers take for addresses and others for names (`127.1`, `0x7f.1`, `2130706433`) are no hosts here. The cloud's
-metadata address passes only if it is allowed by itself.
+The address guard. A name is looked up and every address is checked. The connection goes to a checked address, not to
+the name, so a resolver that answers something else the next time can do no harm. Public unicast addresses are allowed,
+and those that the operator names. An IPv4 address inside an IPv6 address (mapped, NAT64, 6to4) is checked as the IPv4
+address. A host that some resolvers take for an address and others for a name (`127.1`, `0x7f.1`, `2130706433`) is
+refused. The metadata address of clouds is allowed only if it is named alone, not as part of a larger block.
 
-What is sent is put together from checked parts: a URL has no characters but visible ASCII, so nobody can inject a line.
+A request is built from checked parts: a URL holds only visible ASCII characters, so it can't add a line to the request.
 """
 
 import asyncio
@@ -46,16 +46,16 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 CONNECTIONS: Final = 64  # to one origin
-ALL_CONNECTIONS: Final = 1024  # to all of them
+ALL_CONNECTIONS: Final = 1024  # to all origins together
 QUEUE_TIME: Final = 30.0  # seconds that an exchange may wait for a connection
 LOOKUPS: Final = 128  # names looked up at a time, each in a thread: getaddrinfo(3) blocks
 CONNECT_TIME: Final = 3.0  # seconds for look-up, connection and TLS handshake together
 EXCHANGE_TIME: Final = 5.0  # seconds from the request's first byte to the response's last
 IDLE_TIME: Final = 15.0  # seconds that a connection without work is kept; many servers close after 60, some after 20
-LOOKUP_TIME: Final = 5.0  # seconds that what a look-up gave is used
-SWEEP_TIME: Final = 1.0  # seconds between two looks at what has taken too long
+LOOKUP_TIME: Final = 5.0  # seconds that the result of a look-up is used for
+SWEEP_TIME: Final = 1.0  # seconds between two checks of all deadlines
 MAX_HEAD: Final = 32 * 1024  # bytes of a response before its body; more is an error
-MAX_RESPONSE: Final = 96 * 1024  # bytes of a response; after more its connection is closed. Nobody reads its body
+MAX_RESPONSE: Final = 96 * 1024  # bytes of a response; after more the connection is closed. Nobody uses the body
 MAX_URL: Final = 4096  # bytes of a URL
 
 # IANA's registries of special-purpose addresses: what is not globally reachable unicast. Written down, as Python's
@@ -81,7 +81,7 @@ _url = re.compile(
 _name = re.compile(
     r"(?:[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?\.)*[0-9a-z_](?:[0-9a-z_-]{0,61}[0-9a-z_])?\.?"
 ).fullmatch
-_number_like = re.compile(r"[0-9]+|0x[0-9a-f]*").fullmatch  # a host whose last label is one is no name
+_number_like = re.compile(r"[0-9]+|0x[0-9a-f]*").fullmatch  # a host whose last label matches is no name
 
 
 class OutboundError(Exception):
@@ -89,7 +89,7 @@ class OutboundError(Exception):
 
 
 class DroppedError(OutboundError):
-    """It was taken from the queue, unsent."""
+    """The exchange was taken from the queue and not sent."""
 
 
 class ForbiddenError(OutboundError):
@@ -219,13 +219,13 @@ Done = Callable[[Response | OutboundError], None]
 
 @dataclass(slots=True)
 class _Exchange:
-    """A request on its way, and whom to tell what became of it."""
+    """A request, and what to call with its result."""
 
     request: bytes
     done: Done
     since: float  # loop time at which it was asked for
-    repeatable: bool  # the receiver may see it twice
-    fresh: bool = False  # to be tried on a fresh connection: it met one that the peer had closed
+    repeatable: bool  # the receiver may get it twice
+    fresh: bool = False  # needs a new connection: the peer had closed the one it was sent on
 
 
 class _Connection(asyncio.Protocol):
@@ -234,7 +234,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, origin: "_Origin") -> None:
         self.origin = origin
         self.transport: asyncio.Transport | None = None
-        self.used = False  # it has been without work: the peer may close it when it likes
+        self.used = False  # it has been idle, so the peer may close it at any time
         self.deadline = 0.0  # loop time at which it is closed
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: _Exchange | None = None
@@ -383,12 +383,12 @@ class _Origin:
         self.grow()
 
     def ended(self, exchange: _Exchange, result: Response | OutboundError) -> None:
-        """Tell what became of an exchange."""
+        """Pass on the result of an exchange."""
         self.pending -= 1
         self.client.ended(exchange.done, result)
 
     def fail(self, error: OutboundError, until: float = math.inf) -> None:
-        """End everything that was asked for up to `until` (loop time), but nothing that this makes somebody ask for."""
+        """End what waits and was asked for up to `until` (loop time); what `done` asks for meanwhile stays."""
         gone = []
         while self.queue and self.queue[0].since <= until:
             gone.append(self.queue.popleft())
@@ -419,8 +419,8 @@ class _Origin:
             return
         self.connecting -= 1
         self.client.released()
-        if not self.connections:  # with one left, that one goes on
-            self.fail(error, since)  # what came later gets an attempt of its own
+        if not self.connections:  # else they go on with the queue
+            self.fail(error, since)  # what was asked for later gets an attempt of its own
             self.grow()
 
     async def _open(self) -> _Connection:
@@ -461,7 +461,7 @@ class Client:
         self.connections = 0  # open or opening
         self.pending = 0  # exchanges that wait or are under way
         self._origins: dict[tuple[bool, str, int], _Origin] = {}
-        self.hungry: dict[_Origin, None] = {}  # those without a connection, while there are too many; a set in order
+        self.hungry: dict[_Origin, None] = {}  # origins that wait for their first connection; an ordered set
         self._names: dict[str, tuple[float, asyncio.Task[list[Address]]]] = {}  # when, and what, was looked up
         self._resolvers = ThreadPoolExecutor(LOOKUPS, "resolver")
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -523,7 +523,7 @@ class Client:
             await self._settled.wait()
 
     def ended(self, done: Done, result: Response | OutboundError) -> None:
-        """Note that an exchange is no longer pending, and tell; what goes wrong there is not to harm others."""
+        """Note that an exchange is over and call `done`; an error in that must not harm other exchanges."""
         self.pending -= 1
         if not self.pending:
             self._settled.set()
@@ -533,7 +533,7 @@ class Client:
             self.loop.call_exception_handler({"message": "a callback of outbound.Client failed", "exception": error})
 
     def make_room_for(self, origin: _Origin) -> None:
-        """Let an origin have the next connection that another gives up; ask one that is idle to."""
+        """Give an origin the next connection that another gives up, and have an idle one closed for it."""
         if origin in self.hungry:
             return
         self.hungry[origin] = None
@@ -551,7 +551,7 @@ class Client:
             origin.grow()
 
     def sweep(self) -> None:
-        """End what is past its deadline, forget origins without work and names looked up long ago; again and again."""
+        """End what is past its deadline; forget origins without work and old look-ups. Runs every SWEEP_TIME."""
         self._sweep = self.loop.call_later(SWEEP_TIME, self.sweep)
         now = self.loop.time()
         for key, origin in list(self._origins.items()):

@@ -1,20 +1,21 @@
-"""Tells the count of each window, and keeps the time at which windows end.
+"""Closes windows when they end, and sends their counts out: to the log, the webhook and the callbacks.
 
-`roll_windows` sleeps until the open window is over, has the store roll, and tells what was closed. The end comes
-from the epoch and is asked of the store anew after every nap of at most a second, so a clock that was set, or a
-machine that slept, is noticed within that second, and no error adds up. What to do about it is the store's
-knowledge; see there.
+`roll_windows` sleeps until the open window ends, then has the store close it and reports the count. The end is
+computed from the epoch. The store is asked for it again after each sleep of at most a second. So a clock that was set,
+or a machine that was suspended, is noticed within a second, and errors do not add up. What follows from it is decided
+by the store.
 
-The log gets one line a window. A file is watched: when logrotate moves it, the next line opens it anew; while
-that fails, lines go to stderr.
+The log gets one line a window. When logrotate moves a log file, the next line opens it again. While that fails, lines
+go to stderr.
 
-The webhook gets one POST a window, in order, at least once: a report is tried again, after a while that grows to a
-minute, until the receiver answers 2xx, and the next waits for it. What is to be delivered stands in an outbox: in
-memory, or with Redis the stream itself, from which one instance at a time delivers and another goes on if it dies.
+The webhook gets one POST a window, in order, at least once. A report is sent again until the receiver answers 2xx,
+after pauses that grow to a minute; the next report waits for it. Reports to be delivered are in an outbox. That is a
+queue in memory, or with Redis the stream. From the stream one instance at a time delivers; if it dies, another goes on.
 
-A callback is one request to the endpoint that a client named, with the count of that moment; nobody waits for it and
-it is not repeated. What waits is bounded, in all and for each origin. An origin that gives no answer, again and again,
-is left alone for a few seconds, then tried with a few; the rest of its callbacks are dropped, so that it costs nothing.
+A callback is one request to the endpoint that a client named, with the count of that moment. Nobody waits for it, and
+it is sent once. How many may wait is bounded, in all and for each origin. An origin that gives no answer several times
+in a row gets none for a few seconds, and then a few to try it. Its other callbacks are dropped meanwhile, so that an
+origin that is down costs almost nothing.
 """
 
 import asyncio
@@ -38,19 +39,19 @@ from typing import Protocol
 
 import outbound
 
-NAP = 1.0  # seconds after which the clock is looked at again
-BURST = 200  # windows told in one go; after a long sleep there may be thousands
+NAP = 1.0  # seconds: the longest sleep before the clock is read again
+BURST = 200  # windows reported before other work gets a turn; after a long suspension there may be thousands
 
 SPREAD = 1.0  # seconds over which a fleet's reports of the same moment are spread
 BACKOFF = (1.0, 60.0)  # seconds between attempts to deliver a report, doubling from the first to the second
-PATIENCE = 600.0  # seconds that a receiver's Retry-After is obeyed for at most
-HURRY = 0.5  # seconds that a stopping process leaves between attempts
-OUTBOX = 10_080  # reports kept in memory for a receiver that is away: a week of minutes
+MAX_RETRY_AFTER = 600.0  # seconds: a Retry-After that asks for more is taken for this
+HURRY = 0.5  # seconds between attempts of a process that stops
+MAX_REPORTS = 10_080  # reports kept in memory for a receiver that is away: a week of minutes
 MAX_CALLBACKS = 50_000  # callbacks that wait or are under way: some 40 MB, 300 with the longest URLs
 MAX_ORIGIN = 20_000  # of which to one origin
-FAILURES = 5  # of an origin, one after the other, after which it is left alone
-PAUSE = 5.0  # seconds that it is
-MAX_FAILING = 1000  # origins that are known to fail
+FAILURES = 5  # exchanges in a row without an answer, after which an origin gets no callbacks for a while
+PAUSE = 5.0  # seconds of that while
+MAX_FAILING = 1000  # origins whose failures are remembered
 LINES = 3  # log lines a second about callbacks that failed
 
 log = logging.getLogger("verve.reporter")
@@ -61,7 +62,7 @@ def iso(start: int) -> str:
     return datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def tell(start: int, count: int, *, final: bool = True) -> None:
+def log_count(start: int, count: int, *, final: bool = True) -> None:
     """Log the count of a window; `final` unless the window went on without this process."""
     window = iso(start)
     note = "" if final else " (not final: stopped before the window's end)"
@@ -71,9 +72,9 @@ def tell(start: int, count: int, *, final: bool = True) -> None:
 async def roll_windows(
     remaining: Callable[[], float],
     roll: Callable[[], Awaitable[Iterable[tuple[int, int]]]],
-    tell: Callable[[int, int], None],
+    report: Callable[[int, int], None],
 ) -> None:
-    """Close each window at its end and tell its count, for ever.
+    """Close each window at its end and report its count, for ever.
 
     `remaining()` says how many seconds there are until `roll()` has something to close; that returns the start
     and the count of each window it closed, oldest first.
@@ -83,17 +84,17 @@ async def roll_windows(
         closed = iter(await roll())
         try:
             for number, (start, count) in enumerate(closed, 1):
-                tell(start, count)
+                report(start, count)
                 if number % BURST == 0:
                     await asyncio.sleep(0)
         finally:
-            for start, count in closed:  # stopped amid a long list
-                tell(start, count)
+            for start, count in closed:  # stopped in the middle of a long list
+                report(start, count)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The count of a window, as it is told."""
+    """The count of a window, as the webhook sends it."""
 
     window: str  # its start, RFC 3339
     seconds: int
@@ -102,29 +103,32 @@ class Report:
 
 
 class Outbox(Protocol):
-    """Reports to be delivered, one after the other."""
+    """The reports that are still to be delivered, oldest first."""
 
     async def next(self) -> tuple[str, int, int, bool]:
-        """Return the fields of the report to deliver next, as soon as this process has one."""
+        """Return the fields of the report to deliver next; wait until this process has one."""
 
     async def keep(self) -> bool:
-        """Return whether it is still this process that delivers it."""
+        """Return whether this process may still deliver it."""
 
     async def done(self) -> None:
         """Note that it is delivered."""
 
     async def delivered(self) -> Callable[[int], bool | None] | None:
-        """Return what tells whether a window's report is delivered (None: it is not to be); None if that is unknown."""
+        """Return a function that says of a window's start whether its report is delivered, or None if it will not be.
+
+        Return None instead of a function if that is unknown.
+        """
 
     async def settle(self) -> None:
-        """Wait until all is delivered that nobody else would."""
+        """Wait until everything is delivered that no other process would deliver."""
 
     async def close(self) -> None:
         """Let another deliver what is left."""
 
 
 class MemoryOutbox:
-    """The reports of this process, which nobody else delivers."""
+    """An outbox in memory: its reports are lost with the process."""
 
     def __init__(self) -> None:
         self._reports: deque[Report] = deque()
@@ -132,8 +136,8 @@ class MemoryOutbox:
         self._none.set()
 
     def put(self, report: Report) -> None:
-        """Have a report delivered. Of more than OUTBOX the second is lost: the first may be on its way."""
-        if len(self._reports) >= OUTBOX:
+        """Add a report. When there are MAX_REPORTS the second is dropped: the first may be on its way."""
+        if len(self._reports) >= MAX_REPORTS:
             log.error("the webhook takes no reports: that of %s is lost", self._reports[1].window)
             del self._reports[1]
         self._reports.append(report)
@@ -175,9 +179,9 @@ class Webhook:
         self.prefix = prefix
         self.outbox = outbox
         self.outcomes: Counter[str] = Counter()  # of attempts: "delivered", "failed"
-        self.why = ""  # the last one failed, if it did
+        self.why = ""  # why the last attempt failed, or empty
         self._client = outbound.Client(outbound.Guard(everything=True))
-        self._hurry = asyncio.Event()  # no time is left for long waits
+        self._hurry = asyncio.Event()  # set when the process stops: pauses are short from then on
         self._attempt = asyncio.Lock()  # held while one is under way
 
     async def run(self) -> None:
@@ -190,9 +194,9 @@ class Webhook:
             await self._deliver(report)
 
     async def _deliver(self, report: Report) -> None:
-        """Send a report until it is taken, or has become another's to deliver."""
+        """Send a report until the receiver takes it, or until another instance has the right to deliver."""
         wait, delay, failed = 0.0, BACKOFF[0], ""
-        while await self.outbox.keep():  # asked after every nap: it keeps the lease
+        while await self.outbox.keep():  # called after every sleep, which renews the lease
             if wait > 0:
                 await self._wait(min(wait, NAP))
                 wait = 0.0 if self._hurry.is_set() else wait - NAP
@@ -212,10 +216,10 @@ class Webhook:
                 log.warning("the webhook did not take the report of %s, and is tried again: %s", report.window, failed)
             wait = max(wait, delay * random.uniform(0.5, 1))  # noqa: S311
             delay = min(2 * delay, BACKOFF[1])
-        self.why = ""  # another delivers, and knows
+        self.why = ""  # another instance delivers now, and has its own reason
 
     async def _send(self, report: Report) -> tuple[str, float]:
-        """Send a report once; return why it was not taken, if so, and for how many seconds it is not to be tried."""
+        """Send a report once; return why it failed, if it did, and the seconds that the receiver asks to wait."""
         body = json.dumps(asdict(report)).encode("ascii")
         name, timestamp = f"{self.prefix}/{report.window}", int(time.time())
         fields = f"webhook-id: {name}\r\nwebhook-timestamp: {timestamp}\r\n"
@@ -232,35 +236,35 @@ class Webhook:
         return f"status {response.status}", retry_after(response.retry_after)
 
     async def _wait(self, seconds: float) -> None:
-        """Wait, but shortly if there is no time."""
+        """Wait, or for HURRY if the process stops."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._hurry.wait()
                 await asyncio.sleep(HURRY)
 
     def hurry(self) -> None:
-        """Make no long pauses any more: the process stops."""
+        """Make only short pauses from now on: the process stops."""
         self._hurry.set()
 
     async def settle(self) -> None:
-        """Wait until the reports that only this process has are delivered, and for what is under way; begin no more."""
+        """Wait for the reports that only this process has and for the attempt under way; begin no more attempts."""
         await self.outbox.settle()
         await self._attempt.acquire()
 
     async def close(self) -> None:
-        """Let go of the outbox and the connections."""
+        """Close the connections and the outbox."""
         self._client.close()
         await self.outbox.close()
 
 
 def retry_after(value: str) -> float:
-    """Return the seconds that a Retry-After asks to wait (RFC 9110, 10.2.3), at most PATIENCE; 0 if it asks nothing."""
+    """Return the seconds that a Retry-After asks to wait (RFC 9110, 10.2.3), at most MAX_RETRY_AFTER; 0 if none."""
     if value.isascii() and value.isdigit():
-        return min(float(value[:9]), PATIENCE)
+        return min(float(value[:9]), MAX_RETRY_AFTER)
     try:
         date = parsedate_to_datetime(value)
         date = date if date.tzinfo else date.replace(tzinfo=UTC)  # asctime's, or one with -0000
-        return max(0.0, min(date.timestamp() - time.time(), PATIENCE))
+        return max(0.0, min(date.timestamp() - time.time(), MAX_RETRY_AFTER))
     except (ValueError, TypeError, OverflowError):
         return 0.0
 
@@ -274,7 +278,7 @@ class Callbacks:
         self.outcomes: Counter[str] = Counter()  # by outcome: "delivered", "failed", "refused", "dropped"
         self._client = client
         self._failing: dict[tuple[bool, str, int], tuple[int, float]] = {}  # failures in a row, time of the last
-        self._lines = 0  # about callbacks that failed, within a second
+        self._lines = 0  # log lines about failed callbacks in this second, written or not
 
     def parse(self, text: bytes) -> outbound.Url:
         """Read an endpoint. Raises ValueError if it is not one that may be called."""
@@ -302,7 +306,7 @@ class Callbacks:
         self._client.send(url, request, partial(self._end, url), repeatable=self.method == "GET")
 
     def _left_alone(self, url: outbound.Url) -> bool:
-        """Return whether an origin is not to be sent this one: after a pause it is tried with a few."""
+        """Return whether a failing origin gets no callback now: after the pause it gets a few at a time."""
         failures, since = self._failing[url.origin]
         return failures >= FAILURES and (time.monotonic() - since < PAUSE or self._client.waiting(url) >= FAILURES)
 
@@ -324,7 +328,7 @@ class Callbacks:
                 self._client.drop(url, outbound.DroppedError("left alone for a while, since it keeps failing"))
 
     def _done(self, url: outbound.Url, outcome: str, what: str) -> None:
-        """Count what became of a callback; log it, unless there is too much of it."""
+        """Count the outcome of a callback, and log it unless this second has had LINES already."""
         self.outcomes[outcome] += 1
         if outcome == "delivered":
             if log.isEnabledFor(logging.DEBUG):
@@ -337,7 +341,7 @@ class Callbacks:
             log.warning("callback to %s %s: %s", url.place, outcome, what)
 
     def close(self) -> None:
-        """End what waits, and say how much that was."""
+        """End the callbacks that wait; their number is logged."""
         self._client.close()
         self._sum_up()
 
@@ -348,7 +352,7 @@ class Callbacks:
 
 
 class TextFormatter(logging.Formatter):
-    """`TIME LEVEL LOGGER: MESSAGE`; the message is one line, whatever it says, as it may name what others sent."""
+    """`TIME LEVEL LOGGER: MESSAGE`; the message stays one line, as it may hold text that others sent."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
@@ -385,19 +389,19 @@ class FileHandler(logging.handlers.WatchedFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         self.before, self.trouble = self.trouble, ""
         try:
-            super().emit(record)  # which handles that the file can't be written, but not that it can't be opened
+            super().emit(record)  # it calls handleError if the file can't be written, but not if it can't be opened
         except OSError:
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Write a line to stderr instead, and forget what the file did not take of it: it would be told twice."""
+        """Write a line to stderr instead, and drop what the file's buffer has of it, or it would be written twice."""
         error = sys.exc_info()[1]
         self.trouble = getattr(error, "strerror", None) or repr(error)
         with contextlib.suppress(OSError, ValueError):
             if self.trouble != self.before:
                 print(f"can't log to {self.baseFilename}: {self.trouble}", file=sys.stderr)
             print(self.format(record), file=sys.stderr, flush=True)
-        stream, self.stream = self.stream, None  # the next line opens it again
+        stream, self.stream = self.stream, None  # the next line opens the file again
         if stream is not None:
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), stream.fileno())  # there may be room by now for what its buffer holds

@@ -190,7 +190,7 @@ class Parts:
         """Tell a window's count, if this process is the one that does."""
         if not self.speaks:
             return
-        reporter.tell(start, count, final=final)
+        reporter.log_count(start, count, final=final)
         if self.webhook and isinstance(self.webhook.outbox, reporter.MemoryOutbox):
             self.webhook.outbox.put(reporter.Report(reporter.iso(start), self.config.window, count, final))
         self.shared.untold[0] = start + 1  # for a successor
@@ -382,7 +382,7 @@ def open_webhook(config: settings.Settings, store: dedup.Store) -> reporter.Webh
     url = receiver(config)
     if url is None:
         return None
-    outbox = redis_store.Outbox(store) if isinstance(store, redis_store.RedisStore) else reporter.MemoryOutbox()
+    outbox = redis_store.StreamOutbox(store) if isinstance(store, redis_store.RedisStore) else reporter.MemoryOutbox()
     return reporter.Webhook(url, config.report_secret, config.key_prefix, outbox)
 
 
@@ -474,7 +474,7 @@ async def prepare(config: settings.Settings, socks: list[socket.socket], operato
         answered = await store.start(STORE_WAIT)
         if answered:
             for start, count in await store.roll():  # windows that were left open: this has closed them
-                reporter.tell(start, count)
+                reporter.log_count(start, count)
         await store.stop(STORE_WAIT)
     except dedup.StoreError as error:
         raise workers.Unusable(str(error)) from None

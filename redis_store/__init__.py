@@ -41,13 +41,13 @@ from dedup import DOWN, DUPLICATE, SHARDS, Counted, Done, Store, Tell, tell_each
 from redis_store.advice import code_of
 from redis_store.held import Held
 from redis_store.node import Node, evicts
-from redis_store.outbox import Outbox
+from redis_store.outbox import StreamOutbox
 from redis_store.scripts import Command, Keys
 from redis_store.topology import address, place
 from redis_store.windows import Windows, read, start_of
 from redis_store.wire import good
 
-__all__ = ["Outbox", "RedisStore", "place"]
+__all__ = ["RedisStore", "StreamOutbox", "place"]
 
 log = logging.getLogger("verve.store")
 

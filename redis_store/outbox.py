@@ -41,7 +41,7 @@ class Reports(Protocol):
         """Send commands; return their replies, errors among them. Raises redis.RedisError if Redis is away."""
 
 
-class Outbox:
+class StreamOutbox:
     """Hands out the reports to deliver, and notes which are."""
 
     def __init__(self, store: Reports) -> None:

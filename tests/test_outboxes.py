@@ -29,7 +29,7 @@ def test_the_stream_is_delivered_under_load(server: servers.Redis) -> None:
                 again(0)
             await until(lambda: store.count > 1000)
             for _ in range(3):
-                assert await redis_store.Outbox(store).keep() == (_ == 0)
+                assert await redis_store.StreamOutbox(store).keep() == (_ == 0)
             assert next(numbers, None) is not None, "the load was over"
             numbers = iter(())
 
@@ -39,7 +39,7 @@ def test_the_stream_is_delivered_under_load(server: servers.Redis) -> None:
 def test_entries_that_others_wrote_are_passed_over(server: servers.Redis) -> None:
     async def test() -> None:
         async with opened(server.url) as store:
-            outbox = redis_store.Outbox(store)
+            outbox = redis_store.StreamOutbox(store)
             assert await outbox.keep()
             assert await outbox._oldest() == ("", [])
             now = 1000 * (store.window + store.seconds)
@@ -72,7 +72,7 @@ def test_only_one_has_the_lease(server: servers.Redis, monkeypatch: pytest.Monke
 
     async def test() -> None:
         async with opened(server.url) as store, opened(server.url) as other_store:
-            one, other = redis_store.Outbox(store), redis_store.Outbox(other_store)
+            one, other = redis_store.StreamOutbox(store), redis_store.StreamOutbox(other_store)
             assert await one.keep()
             assert not await other.keep()
             await other.close()  # it isn't its
@@ -92,7 +92,7 @@ def test_a_redis_that_refuses_the_webhook_is_told_of(server: servers.Redis, monk
 
     async def test() -> None:
         async with opened(server.url) as store:
-            outbox = redis_store.Outbox(store)
+            outbox = redis_store.StreamOutbox(store)
             ask(server, "LPUSH", "verve:webhook", "x")
             with Log() as log:
                 waiting = asyncio.create_task(outbox.next())
@@ -109,7 +109,7 @@ def test_a_redis_that_refuses_the_webhook_is_told_of(server: servers.Redis, monk
 
 
 def test_the_outbox_in_memory_keeps_the_first_and_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporter, "OUTBOX", 3)
+    monkeypatch.setattr(reporter, "MAX_REPORTS", 3)
 
     async def test() -> None:
         with Log() as log:
@@ -166,7 +166,7 @@ def test_a_webhook_that_lost_the_lease_stops_before_the_next_attempt(
 def test_ids_and_reports_go_to_redis_together(server: servers.Redis) -> None:
     async def test() -> None:
         async with opened(server.url) as store:
-            outbox = redis_store.Outbox(store)
+            outbox = redis_store.StreamOutbox(store)
             results = await asyncio.gather(outbox.keep(), add(store, 1), outbox.keep(), add(store, 2))
             assert [*results] == [True, dedup.STORED, True, dedup.STORED]
 

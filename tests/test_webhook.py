@@ -478,7 +478,7 @@ def test_windows_that_ended_while_no_worker_lived_are_told_by_a_successor(
 ) -> None:
     """The parent is stopped meanwhile, so that it starts none; the windows are empty, but for the first."""
     flags = second("--redis-url", server.url, "--workers", "2", "--report-url", receiver.url)
-    with support.verve(*flags, prefix=quick("dedup.LEASE = 2.0")) as program:
+    with support.verve(*flags, prefix=quick("redis_store.outbox.LEASE = 2.0")) as program:
         feed(program, 2)
         receiver.wait_for(2)
         children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()

@@ -362,7 +362,7 @@ class Timer:
         self.clock, self.loop = rolling.clock, rolling.loop
         self.told: list[Window] = []
         self.when: list[float] = []  # by the wall clock
-        monkeypatch.setattr(reporter, "tell", self.tell)
+        monkeypatch.setattr(reporter, "log_count", self.tell)
 
     def tell(self, start: int, count: int, *, final: bool = True) -> None:
         assert final
@@ -523,9 +523,9 @@ def test_the_name_of_a_window(start: int, name: str) -> None:
 def test_a_count_as_text(root_logger: logging.Logger, tmp_path: Path) -> None:
     file = tmp_path / "log"
     reporter.log_to(str(file), "text", "info")
-    reporter.tell(T, 12345)
-    reporter.tell(T + 60, 0)
-    reporter.tell(T + 120, 7, final=False)
+    reporter.log_count(T, 12345)
+    reporter.log_count(T + 60, 0)
+    reporter.log_count(T + 120, 7, final=False)
     lines = logged(file)
     assert len(lines) == 3
     assert lines[0].endswith(" INFO verve.reporter: unique ids in 2026-11-22T06:31:00Z: 12345")
@@ -539,8 +539,8 @@ def test_a_count_as_text(root_logger: logging.Logger, tmp_path: Path) -> None:
 def test_a_count_as_json(root_logger: logging.Logger, tmp_path: Path) -> None:
     file = tmp_path / "log"
     reporter.log_to(str(file), "json", "info")
-    reporter.tell(T, 12345)
-    reporter.tell(T + 60, 7, final=False)
+    reporter.log_count(T, 12345)
+    reporter.log_count(T + 60, 7, final=False)
     first, second = map(json.loads, logged(file))
     assert first["message"] == "unique ids in 2026-11-22T06:31:00Z: 12345"
     assert (first["level"], first["logger"]) == ("info", "verve.reporter")
@@ -569,10 +569,10 @@ def test_a_log_file_is_appended_to(root_logger: logging.Logger, tmp_path: Path) 
     file = tmp_path / "log"
     file.write_text("before\n")
     reporter.log_to(str(file), "text", "info")
-    reporter.tell(T, 1)
+    reporter.log_count(T, 1)
     assert len(logged(file)) == 2
     file.rename(tmp_path / "log.1")
-    reporter.tell(T + 60, 2)
+    reporter.log_count(T + 60, 2)
     assert len(logged(file)) == 1
     assert len(logged(tmp_path / "log.1")) == 2
 
@@ -585,8 +585,8 @@ def test_why_a_log_file_is_not_written_is_told_once_each_time(
     reporter.log_to(str(folder / "log"), "text", "info")
     for number in 1, 2:
         folder.rename(away)
-        reporter.tell(T, number)
-        reporter.tell(T + 60, number)
+        reporter.log_count(T, number)
+        reporter.log_count(T + 60, number)
         why, *lines = capsys.readouterr().err.splitlines()
         assert why == f"can't log to {folder / 'log'}: No such file or directory"
         assert [line.split(": ", 1)[1] for line in lines] == [
@@ -594,7 +594,7 @@ def test_why_a_log_file_is_not_written_is_told_once_each_time(
             f"unique ids in 2026-11-22T06:32:00Z: {number}",
         ]
         away.rename(folder)
-        reporter.tell(T + 120, number)
+        reporter.log_count(T + 120, number)
         assert logged(folder / "log")[-1].endswith(f" unique ids in 2026-11-22T06:33:00Z: {number}")
         assert capsys.readouterr().err == ""
 
