@@ -72,8 +72,8 @@ MUTANTS = [
     # Telling and the life of a process
     Mutant(
         "verve_server.py",
-        "        if not self.speaks:\n            return\n        reporter.tell",
-        "        reporter.tell",
+        "        if not self.speaks:\n            return\n        reporter.log_count",
+        "        reporter.log_count",
         ("tests/test_workers.py::test_each_window_is_told_once_though_the_teller_dies",),
         "each worker logs each window",
     ),
@@ -195,7 +195,7 @@ MUTANTS = [
     Mutant(
         "verve_server.py",
         "            for start, count in await store.roll():  # windows that were left open: this has closed them\n"
-        "                reporter.tell(start, count)\n",
+        "                reporter.log_count(start, count)\n",
         "            await store.roll()\n",
         ("tests/test_workers.py::test_a_window_that_was_left_open_is_told_by_the_instance_that_closes_it",),
         "windows that the parent closes are not in the log",
