@@ -246,7 +246,7 @@ def test_receivers_that_attack_harm_nobody_else(style: str) -> None:
         ports = {name: stack.enter_context(attacker(attack)) for name, (_, attack, _) in ATTACKS.items()}
         places = {name: f"{scheme}://127.0.0.1:{ports[name]}" for name, (scheme, _, _) in ATTACKS.items()}
         webhook = f"http://user:{password}@127.0.0.1:{ports['a line for the log']}/{password}"
-        talkative = support.patched("reporter.LINES = 10**6")
+        talkative = support.patched("reporter.LINES = 10**6; outbound.EXCHANGE_TIME = 2.0")
         program = stack.enter_context(support.verve(*flags, "--report-url", webhook, prefix=talkative))
         client = stack.enter_context(support.Client(program.address))
         assert client.ask(ask_with(-1, good.url)).body == b"ok"
