@@ -362,6 +362,11 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> str:
     return f"variables that are no settings: {', '.join(words[:NAMED])}{more}" if words else ""
 
 
+def manager() -> str:
+    """Return where the service manager listens for the state of the service; "" if there is none (sd_notify(3))."""
+    return os.environ.get("NOTIFY_SOCKET", "")
+
+
 def load(
     argv: Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,

@@ -262,6 +262,7 @@ async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
     timer = parts.begin(reporter.roll_windows(store.remaining, store.roll, parts.tell))
     if parts.config.workers == 1:
         announce(parts.config, worker.sock, worker.operators)
+        workers.notify(worker.manager, "READY=1")
     parts.shared.untold[0] = parts.shared.untold[0] or store.window
     parts.begin(store.failure())
     if webhook and parts.speaks:
@@ -276,6 +277,7 @@ async def until_stop(parts: Parts) -> None:
     """
     tasks = parts.tasks
     await asyncio.wait([parts.stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    workers.notify(parts.worker.manager, "STOPPING=1")
     delay = parts.config.drain_delay
     if delay and parts.stop.done() and parts.worker.parent < 0:
         log.info("stopping: connections are taken for %g s more", delay)
@@ -556,7 +558,7 @@ def main() -> int:
         config = fit_to_files(config)
         work = partial(run, config, Shared(admin.Board(config.workers), workers.shared(1)))
         if config.workers == 1:
-            return work(workers.Worker(socks[0], operators))
+            return work(workers.Worker(socks[0], operators, manager=settings.manager()))
         first = partial(prepare, config, socks, operators)
         parent = workers.Parent(
             socks,
@@ -565,6 +567,7 @@ def main() -> int:
             work,
             timeout=config.worker_timeout,
             delay=config.drain_delay,
+            manager=settings.manager(),
         )
         return parent.run()
 

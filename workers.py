@@ -114,6 +114,19 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+# The service manager
+
+
+def notify(address: str, state: str) -> None:
+    """Tell systemd, or whoever listens at NOTIFY_SOCKET, a state of the service (sd_notify(3)); "" is nobody."""
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)  # it may be busy: the next state is told all the same
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.send(state.encode("ascii"))
+
+
 # One worker
 
 
@@ -135,11 +148,13 @@ class Worker:
     beat: float = TICK  # seconds between two of them
     stopping: memoryview = field(default_factory=lambda: shared(1))  # 1 when the instance is about to stop
     restarts: memoryview = field(default_factory=lambda: shared(1))  # workers that were replaced so far
+    manager: str = ""  # where the service manager listens; of a worker without a parent
 
     async def show_life(self) -> None:
-        """Give the parent signs of life, for ever."""
+        """Give signs of life, for ever: to the parent, or without one to the service manager."""
         while True:
             self.beats[self.number] += 1
+            notify(self.manager, "WATCHDOG=1")
             await asyncio.sleep(self.beat)
 
     def name_lines(self) -> None:
@@ -207,17 +222,20 @@ class Parent:
         *,
         timeout: float,
         delay: float,
+        manager: str = "",
     ) -> None:
         """`prepare` is called before the first worker is started; it returns whether a worker is to be patient.
 
         `serve` is what a worker does; it returns the exit status. `timeout` are the seconds after which a worker that
-        gives no sign of life is killed, `delay` those that all go on serving after a signal.
+        gives no sign of life is killed, `delay` those that all go on serving after a signal. `manager` is where the
+        service manager listens.
         """
         self.socks = socks
         self.prepare = prepare
         self.serve = serve
         self.timeout = timeout
         self.delay = delay
+        self.manager = manager
         self.pipe = os.pipe()
         beats = shared(len(socks))
         self.watch = Watch(beats, timeout)
@@ -237,7 +255,9 @@ class Parent:
         except Unusable as error:
             log.error("%s", error)
             return UNUSABLE
+        notify(self.manager, "READY=1")
         while self.children or self.due:
+            notify(self.manager, "WATCHDOG=1")
             now = time.monotonic()
             for number in [number for number, at in self.due.items() if at <= now]:
                 del self.due[number]
@@ -258,6 +278,7 @@ class Parent:
         if self.stopping or self.stops < math.inf:
             self.stop(signal.SIGKILL)
             return
+        notify(self.manager, "STOPPING=1")
         self.stops = time.monotonic() + self.delay
         self.first.stopping[0] = 1
         if self.delay:

@@ -428,3 +428,81 @@ def test_signals_arrive_at_the_first_process_of_a_container(server: servers.Redi
         assert counted(server) == 1
     finally:
         program.end()
+
+
+# verve.service
+
+
+class Manager:
+    """What listens for the states that a service tells, as systemd does."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(address.replace("@", "\0", 1))
+        self.socket.settimeout(support.DEADLINE)
+
+    def __enter__(self) -> "Manager":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def wait_for(self, state: str) -> list[str]:
+        """Return the states that were told before this one."""
+        before = []
+        while (told := self.socket.recv(100).decode()) != state:
+            before.append(told)
+        return before
+
+
+@pytest.mark.parametrize("kind", ["/{}/notify", "@{}/notify"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_service_manager_is_told(
+    server: servers.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str, kind: str
+) -> None:
+    address = kind.format(str(tmp_path).removeprefix("/"))
+    kept = support.environment()
+    monkeypatch.setattr(support, "environment", lambda: {**kept, "NOTIFY_SOCKET": address})
+    flags = "--redis-url", server.url, "--workers", workers, "--drain-delay", "1", *DAY
+    with Manager(address) as manager, support.verve(*flags) as program:
+        assert set(manager.wait_for("READY=1")) <= {"WATCHDOG=1"}
+        with support.Client(program.address) as client:  # so it was true
+            assert client.ask(support.accept(7)).status == 200
+        for _ in range(2):
+            assert manager.wait_for("WATCHDOG=1") == []
+        program.send(signal.SIGTERM)
+        assert set(manager.wait_for("STOPPING=1")) <= {"WATCHDOG=1"}
+        with support.Client(program.address) as client:  # it has only begun
+            assert client.ask(support.accept(8)).status == 200
+        assert program.wait() == 0
+
+
+def test_nobody_to_tell_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = support.environment()
+    monkeypatch.setattr(support, "environment", lambda: {**kept, "NOTIFY_SOCKET": str(tmp_path / "gone")})
+    with support.verve(*DAY) as program, support.Client(program.address) as client:
+        assert client.ask(support.accept(7)).status == 200
+
+
+def test_the_service_of_systemd(tmp_path: Path) -> None:
+    text = (ROOT / "deploy" / "verve.service").read_text()
+    found = dict(re.findall(r"^#?([A-Z]\w+)=(.*)$", text, re.MULTILINE))
+    assert found["Type"] == "notify"
+    assert found["KillMode"] == "mixed"  # a worker that gets SIGTERM from systemd and its parent would end at once
+    assert int(found["TimeoutStopSec"]) > settings.load([], {}).drain_timeout
+    assert int(found["WatchdogSec"]) > 2 * settings.load([], {}).worker_timeout / 10
+    program, script = found["ExecStart"].split()
+    for variable in re.findall(r"^#Environment=(\w+)_FILE=", text, re.MULTILINE):
+        assert variable.removeprefix("VERVE_").lower() in ("redis_url", "report_url", "report_secret")
+    if shutil.which("systemd-analyze"):
+        unit = tmp_path / "verve.service"
+        unit.write_text(text.replace(program, sys.executable).replace(script, str(support.SERVER)))
+        checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")
+        secured = subprocess.run(
+            ["systemd-analyze", "security", "--offline=true", "--threshold=20", unit],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert secured.returncode == 0, secured.stdout
