@@ -1,12 +1,18 @@
 """The alerts and the dashboard that come with Verve: carried out by Prometheus's own tool, for metrics that exist."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import servers
 import support
 import yaml
+from operators import watched
+from processes import wait_until
+from receivers import Receiver
 from support import ROOT
 
 import admin
@@ -53,3 +59,59 @@ def test_each_alert_is_about_metrics_that_exist_and_says_what_to_do() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
         for name in metrics_in(rule["annotations"]["description"]):
             assert name in admin.METRICS
+
+
+def dashboard() -> dict[str, Any]:
+    found = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def expressions() -> list[str]:
+    return [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+
+
+def test_the_dashboard_shows_metrics_that_are_there() -> None:
+    with Receiver() as receiver, servers.Redis(next(iter(servers.ENGINES))) as server:
+        flags = "--redis-url", server.url, "--window", "1", "--report-url", receiver.url
+        with watched(*flags) as (_, operators):
+            wait_until(lambda: "verve_last_window_ids" in operators.numbers())
+            there = {name.partition("{")[0] for name in operators.numbers()}
+    for expression in expressions():
+        names = set(re.findall(r"\b(?:verve|process)_[a-z_]+", expression))
+        assert names, expression
+        assert names <= there, expression
+
+
+def test_the_dashboard_leaves_out_no_subject() -> None:
+    shown = set().union(*map(metrics_in, expressions()))
+    elsewhere = {"verve_start_time_seconds", "process_start_time_seconds", "verve_ids_limit"}
+    elsewhere |= {"process_open_fds", "process_max_fds"}
+    assert set(admin.METRICS) - shown == elsewhere
+
+
+@pytest.mark.usefixtures("promtool")
+def test_prometheus_takes_the_expressions_of_the_dashboard(tmp_path: Path) -> None:
+    """As recording rules, since promtool checks nothing smaller without a server."""
+    filled = [expression.replace("$__rate_interval", "1m").replace("$job", ".+") for expression in expressions()]
+    rules = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(filled)]
+    assert not [expression for expression in filled if "$" in expression]
+    file = tmp_path / "panels.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"SUCCESS: {len(rules)} rules found" in run("promtool", "check", "rules", file)
+
+
+def test_the_panels_of_the_dashboard_do_not_overlap_and_have_names() -> None:
+    panels = dashboard()["panels"]
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    assert len({panel["title"] for panel in panels}) == len({panel["id"] for panel in panels}) == len(panels)
