@@ -285,6 +285,13 @@ def test_an_endless_answer_is_cut(net: Net, play: Play, error: str) -> None:
     assert len(receiver.requests) == 1
 
 
+@pytest.mark.parametrize(("more", "error"), [(0, CUT), (1, f"the response's head is over {outbound.MAX_HEAD} bytes")])
+def test_a_head_without_end_is_read_up_to_the_bound(net: Net, more: int, error: str) -> None:
+    start = b"HTTP/1.1 200 OK\r\nA: "
+    receiver = net.receiver(last_words(start + b"x" * (outbound.MAX_HEAD - len(start) + more)))
+    assert error in net.error(receiver.url())
+
+
 @pytest.mark.parametrize(
     "play",
     [

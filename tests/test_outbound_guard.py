@@ -47,7 +47,15 @@ def test_the_edges_of_special_ipv4_blocks(text: str, block: str, within: bool) -
 
 CLOSED_6 = [
     *("::", "::1", "::2", "::7f00:1", "::127.0.0.1", "::8.8.8.8", "::ffff:0:0", "::ffff:0:8.8.8.8", "::1:0:0:0"),
-    *("64:ff9a:ffff:ffff:ffff:ffff:ffff:ffff", "64:ff9b::1:0:0", "64:ff9b:1::", "64:ff9b:1:ffff::1", "100::", "100::1"),
+    *(
+        "64:ff9a:ffff:ffff:ffff:ffff:ffff:ffff",
+        "64:ff9b::1:0:0",
+        "64:ff9b::1:808:808",
+        "64:ff9b:1::",
+        "64:ff9b:1:ffff::1",
+        "100::",
+        "100::1",
+    ),
     *("64:ff9b::a9fe:a9fe", "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::", "2002:a9fe:a9fe::", "2002:c0a8::1"),
     *("2001::", "2001::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:1ff:ffff::", "2001:2::1", "2001:10::1"),
     *("2001:20::1", "2001:db8::", "2001:db8::1", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", "3fff::", "3fff:fff::1"),

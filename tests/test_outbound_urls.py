@@ -168,6 +168,8 @@ _URL_BYTES = st.one_of(
 )
 @example(b"http://u@[::1]:8080/a?b#c", "POST", b"{}")
 @example(b"https://a:443", "GET", b"")
+@example(b"https://a:80", "GET", b"")
+@example(b"http://a:443", "POST", b"")
 def test_whatever_is_parsed_makes_one_well_formed_request(text: bytes, method: str, body: bytes) -> None:
     try:
         url = parse(text)
