@@ -55,6 +55,7 @@ class Redis:
         self.password = password
         self.options = [
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder.name, "--save", ""),
+            *("--repl-diskless-sync-delay", "0"),
             *(("--appendonly", "yes", "--appendfsync", "always") if persist else ()),
             *(("--requirepass", password) if password else ()),
             *options,
@@ -101,6 +102,27 @@ class Redis:
     def thaw(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
+
+    def follow(self, primary: "Redis") -> None:
+        """Become a replica of another, and wait until all that it has is here."""
+        with self.client() as client:
+            client.replicaof("127.0.0.1", str(primary.port))
+            until = time.monotonic() + DEADLINE
+            while client.info("replication")["master_link_status"] != "up":
+                assert time.monotonic() < until, "not in step with the primary"
+                time.sleep(0.01)  # a replica tells nobody
+
+    def lag(self, primary: "Redis") -> None:
+        """Have a replica miss whatever is written from now on."""
+        self.freeze()
+        with primary.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+
+    def lead(self) -> None:
+        """Be a primary from now on, with what it has."""
+        self.thaw()
+        with self.client() as client:
+            client.replicaof("NO", "ONE")
 
     def client(self) -> "redis.Redis":
         return redis.Redis(
@@ -169,8 +191,11 @@ class Proxy:
     `before_reply` passes them on and drops the link when the server's reply comes, which the client never sees;
     `inside_reply` drops it after the reply's first byte. Each plan is carried out once and sets `done`. `stall` holds
     the server's replies back until `flow`; `drip` passes them on byte by byte; `hold` holds the client's commands back
-    until `release`. With `refuse`, new connections are reset at once. While `swallow` names a direction, "commands" or
-    "replies", what comes that way is gone, and so is whatever comes later on the same connection.
+    until `release`, `hold_at` only what comes from some word on. With `refuse`, new connections are reset at once.
+    While `swallow` names a direction, "commands" or "replies", what comes that way is gone, and so is whatever comes
+    later on the same connection. `silence()` has the connections that stand fall silent, as when a host vanishes: the
+    client learns nothing more of the server, not even that it is gone. `lead_to` moves the address: connections made
+    from then on go to the server at another port. What the server says takes `pause` seconds longer.
     """
 
     def __init__(self, port: int) -> None:
@@ -183,11 +208,14 @@ class Proxy:
         self.drip = False
         self.refuse = False
         self.swallow = ""
+        self.pause = 0.0
         self.connections = 0  # accepted so far
         self._flow = threading.Event()
         self._flow.set()
         self._released = threading.Event()
         self._released.set()
+        self._word = b""
+        self._silent: set[tuple[socket.socket, socket.socket]] = set()
         self._links: list[tuple[socket.socket, socket.socket]] = []
         self._lock = threading.Lock()
         self._closing = False
@@ -228,8 +256,19 @@ class Proxy:
     def hold(self) -> None:
         self._released.clear()
 
+    def hold_at(self, word: bytes) -> None:
+        """Hold commands back from the next time on that `word` comes."""
+        self._word = word
+
     def release(self) -> None:
         self._released.set()
+
+    def silence(self) -> None:
+        with self._lock:
+            self._silent.update(self._links)
+
+    def lead_to(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
 
     def _accept(self) -> None:
         while not self._closing:
@@ -260,8 +299,13 @@ class Proxy:
         dead = False
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
+                if self._word and self._word in data:
+                    server.sendall(data[: data.index(self._word)])
+                    data = data[data.index(self._word) :]
+                    self._word = b""
+                    self._released.clear()
                 self._released.wait(DEADLINE)
-                dead = dead or self.swallow == "commands"
+                dead = dead or self.swallow == "commands" or link in self._silent
                 if dead:
                     continue
                 if self._take("before_command"):
@@ -278,7 +322,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
                 self._flow.wait(DEADLINE)
-                dead = dead or self.swallow == "replies"
+                time.sleep(self.pause)
+                dead = dead or self.swallow == "replies" or link in self._silent
                 if dead:
                     continue
                 if self._take("before_reply"):
@@ -288,7 +333,8 @@ class Proxy:
                     break
                 for piece in [data[i : i + 1] for i in range(len(data))] if self.drip else [data]:
                     client.sendall(piece)
-        self._drop(link)
+        if link not in self._silent:
+            self._drop(link)
 
     def _take(self, plan: str) -> bool:
         with self._lock:

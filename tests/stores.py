@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -17,15 +18,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import redis_store
 import servers
 import support
 import uvloop
 
 import dedup
-import redis_store
 import reporter
 
 NEVER = 60.0  # seconds; a time-out that no test lives to see
+TIMEOUT = 2.0  # seconds; one that is waited for: a Redis that may have lost data closes nothing for longer than that
 BACK = 6.0  # seconds until the store is back: 2 by the contract, and what a busy machine may add
 SLACK = 4.0  # seconds that a busy machine may add to a time-out
 QUIET = 0.4  # seconds after which a stopping process may close an idle connection; it waits a little longer
@@ -37,6 +39,10 @@ KNOWN = (dedup.STORED, dedup.DUPLICATE)
 FIRST, *_, LAST = [*servers.ENGINES] * 2
 first_engine = pytest.mark.parametrize("engine", [FIRST])
 last_engine = pytest.mark.parametrize("engine", [LAST])
+
+
+# What is drawn by lot can be tried with other seeds: SEEDS=10 python -m pytest tests -k loss
+seeds = pytest.mark.parametrize("seed", range(1, 1 + int(os.environ.get("SEEDS", "1"))))
 
 
 # Redis, looked at from outside
@@ -99,6 +105,31 @@ def window_with(least: float) -> int:
     )
 
 
+def end_of(store: dedup.Store, window: int) -> float:
+    """Return when a window ends, by a clock that all on this machine share."""
+    return window + store.seconds
+
+
+async def at(moment: float) -> None:
+    """Wait until a moment of Redis's time, Unix seconds."""
+    await asyncio.sleep(moment - time.time())
+
+
+def cut_all(server: servers.Redis) -> None:
+    """Break all links, as Redis can itself."""
+    ask(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+def used(server: servers.Redis) -> int:
+    """Return the bytes that Redis has in use."""
+    return int(ask(server, "INFO", "memory")["used_memory"])
+
+
+def let_settle(server: servers.Redis) -> None:
+    """Have a server that is new to all take it that nothing is lost, which would take it a while."""
+    ask(server, "DEL", "verve:settling")
+
+
 # A store in an event loop
 
 
@@ -153,7 +184,7 @@ async def opened(
     seconds: int = 0,
     prefix: str = "verve",
     max_ids: int = 10**6,
-    timeout: float = 2.0,
+    timeout: float = TIMEOUT,
     resume: int = 0,
 ) -> AsyncIterator[redis_store.RedisStore]:
     """Keep a store open while the block runs; without `seconds`, its window does not end meanwhile."""
@@ -162,7 +193,7 @@ async def opened(
         await store.start(servers.DEADLINE)
         yield store
     finally:
-        await store.stop(60)
+        await store.stop(0.5)
 
 
 def add(store: dedup.Store, number: int) -> "asyncio.Future[int]":
@@ -186,15 +217,20 @@ async def until(true: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
+def up(store: redis_store.RedisStore) -> bool:
+    """Return whether the link stands, and ids can be taken if Redis does."""
+    return not store.obstacle.startswith("Redis is away")
+
+
 async def gone(store: redis_store.RedisStore) -> None:
-    """Have the store notice that Redis is gone: an idle link is looked at only once a second."""
-    while store.up:
+    """Have the store notice that Redis is gone: an idle link is looked at only now and then."""
+    while up(store):
         assert await add(store, 10**9) in (dedup.LOST, dedup.DOWN)
 
 
 async def back(store: redis_store.RedisStore, since: float) -> None:
     """Wait until the store takes ids again, which `since` (loop time) it could have done."""
-    await until(lambda: store.up)
+    await until(lambda: up(store))
     assert asyncio.get_running_loop().time() - since < BACK
 
 

@@ -32,6 +32,7 @@ from stores import (
 )
 
 import dedup
+import redis_store.batches
 
 # What is counted
 
@@ -97,14 +98,14 @@ def test_as_many_ids_may_wait_as_allowed_and_no_more(server: servers.Redis, prox
             proxy.stall()
             first = add(store, -1)
             await until(lambda: ids(server) == {-1})
-            waiting = [add(store, number) for number in range(dedup.MAX_WAITING)]
+            waiting = [add(store, number) for number in range(redis_store.batches.MAX_WAITING)]
             assert not any(told.done() for told in waiting)
             for _ in range(3):
                 assert add(store, -2).result() == dedup.BUSY
             proxy.flow()
             assert {*await asyncio.gather(first, *waiting)} == {dedup.STORED}
-            assert ids(server) == {*range(-1, dedup.MAX_WAITING)}
-            assert calls(server, "sadd") == 1 + dedup.MAX_WAITING / dedup.MAX_BATCH
+            assert ids(server) == {*range(-1, redis_store.batches.MAX_WAITING)}
+            assert calls(server, "sadd") == 1 + redis_store.batches.MAX_WAITING / redis_store.batches.MAX_BATCH
 
     play(test())
 

@@ -6,6 +6,7 @@ import socket
 import time
 
 import pytest
+import redis_store.scripts
 import servers
 from stores import (
     AWAY,
@@ -13,6 +14,7 @@ from stores import (
     KNOWN,
     NEVER,
     SLACK,
+    TIMEOUT,
     Log,
     add,
     ask,
@@ -28,6 +30,7 @@ from stores import (
     stored,
     telling,
     until,
+    up,
     window_with,
 )
 
@@ -44,7 +47,7 @@ def test_a_link_cut_before_the_command(server: servers.Redis, proxy: servers.Pro
             proxy.set_plan("before_command")
             assert {*await asyncio.gather(add(store, 2), add(store, 3))} == {dedup.LOST}
             assert proxy.done.is_set()
-            assert not store.up
+            assert not up(store)
             assert add(store, 4).result() == dedup.DOWN
             seen = proxy.connections
             await until(lambda: proxy.connections > seen)
@@ -63,13 +66,13 @@ def test_a_batch_under_way_over_the_end_of_its_window_is_brought_back(
     server: servers.Redis, proxy: servers.Proxy, before: int
 ) -> None:
     async def test() -> None:
-        async with opened(proxy.url, seconds=window_with(1)) as store:
+        async with opened(proxy.url, seconds=window_with(1), timeout=2 * TIMEOUT) as store:
             await stored(store, *range(before))
             window = store.window
             proxy.stall()
             batch = [add(store, number) for number in (100, 101)]
             await until(lambda: len(ids(server)) == before + 2)
-            await until(lambda: store.now() > window + store.seconds)
+            await until(lambda: time.time() > window + store.seconds)
             async with telling(store) as told:
                 await until(lambda: store.window > window)
                 proxy.refuse = True
@@ -223,7 +226,7 @@ def test_a_reply_that_came_while_the_process_was_busy_is_in_time(server: servers
             await until(lambda: 2 in ids(server))
             mouth.send(b"x")
             assert await outcome in KNOWN
-            assert (store.up, proxy.connections) == (True, links)
+            assert (up(store), proxy.connections) == (True, links)
 
     play(test())
 
@@ -257,7 +260,7 @@ def test_nobody_waits_longer_than_the_time_out_behind_others(server: servers.Red
 
 @last_engine
 def test_an_id_that_finds_its_window_closed_waits_no_longer_than_the_time_out(
-    server: servers.Redis, proxy: servers.Proxy, monkeypatch: pytest.MonkeyPatch
+    server: servers.Redis, proxy: servers.Proxy
 ) -> None:
     """A slow answer that it is closed, then none to the question which one is open."""
     timeout = 2.0
@@ -269,19 +272,13 @@ def test_an_id_that_finds_its_window_closed_waits_no_longer_than_the_time_out(
             key = f"verve:{{{store.window}}}:ids"
             ask(server, "DEL", key)
             ask(server, "SET", key, "closed")
-            roll = store._roll
-
-            async def stalled_roll(*arguments: float) -> None:
-                proxy.stall()
-                await roll(*arguments)
-
-            monkeypatch.setattr(store, "_roll", stalled_roll)
+            proxy.hold_at(redis_store.scripts.ROLL[-100:].encode())
             proxy.stall()
             loop.call_later(0.9 * timeout, proxy.flow)
             started = loop.time()
             assert await add(store, 2) == dedup.LOST
             assert loop.time() - started < 1.5 * timeout
-            proxy.flow()
+            proxy.release()
 
     play(test())
 
@@ -306,7 +303,7 @@ def test_connections_that_are_refused(server: servers.Redis, proxy: servers.Prox
     async def test() -> None:
         proxy.refuse = True
         with Log() as log:
-            store = dedup.RedisStore(proxy.url, "verve", long_window(), 10**6, NEVER)
+            store = redis_store.RedisStore(proxy.url, "verve", long_window(), 10**6, NEVER)
             await store.start(0.2)
             for number in range(100):
                 assert add(store, number).result() == dedup.DOWN
@@ -316,7 +313,7 @@ def test_connections_that_are_refused(server: servers.Redis, proxy: servers.Prox
             proxy.refuse = False
             await back(store, asyncio.get_running_loop().time())
             await stored(store, 1)
-            await store.stop()
+            await store.stop(0.5)
 
     play(test())
 
@@ -348,12 +345,12 @@ def test_a_start_without_redis_is_told_in_one_line_and_its_coming_in_another(
     async def test() -> None:
         proxy.refuse = True
         with Log() as log:
-            store = dedup.RedisStore(proxy.url, "verve", long_window(), 10**6, NEVER)
+            store = redis_store.RedisStore(proxy.url, "verve", long_window(), 10**6, NEVER)
             await until(lambda: proxy.connections > 3)
             assert len(log.found(AWAY)) == len(log.lines) == 1
             proxy.refuse = False
-            await until(lambda: store.up)
-            await store.stop()
+            await until(lambda: up(store))
+            await store.stop(0.5)
         assert len(log.lines) == 2, log.lines
 
     play(test())
@@ -365,9 +362,9 @@ def test_a_store_that_is_down_can_be_stopped(server: servers.Redis, proxy: serve
             proxy.refuse = not hang
             if hang:
                 proxy.stall()
-            store = dedup.RedisStore(proxy.url, "verve", long_window(), 10**6, NEVER)
+            store = redis_store.RedisStore(proxy.url, "verve", long_window(), 10**6, NEVER)
             await store.start(0.1)
-            await store.stop()
+            await store.stop(0.5)
         proxy.flow()
 
     play(test())
@@ -375,10 +372,10 @@ def test_a_store_that_is_down_can_be_stopped(server: servers.Redis, proxy: serve
 
 def test_a_store_settles_what_waits_when_it_is_stopped(server: servers.Redis) -> None:
     async def test() -> None:
-        store = dedup.RedisStore(server.url, "verve", long_window(), 10**6, NEVER)
+        store = redis_store.RedisStore(server.url, "verve", long_window(), 10**6, NEVER)
         await store.start(servers.DEADLINE)
         told = [add(store, number) for number in range(30_000)]
-        await store.stop()
+        await store.stop(0.5)
         assert {future.result() for future in told} == {dedup.STORED}
         assert ids(server) == {*range(30_000)}
 
@@ -393,7 +390,7 @@ def test_links_cut_at_random(server: servers.Redis, seed: int) -> None:
     ok: list[int] = []
     lost: list[int] = []
 
-    async def load(store: dedup.RedisStore, first: int, stop: asyncio.Event) -> None:
+    async def load(store: redis_store.RedisStore, first: int, stop: asyncio.Event) -> None:
         number = first
         while not stop.is_set():
             numbers = range(number, number := number + dice.randint(1, 50))
@@ -426,7 +423,7 @@ def test_links_cut_at_random(server: servers.Redis, seed: int) -> None:
                     await asyncio.to_thread(proxy.done.wait, 5)
             stop.set()
             await asyncio.gather(*loads)
-            await until(lambda: one.up and other.up)
+            await until(lambda: up(one) and up(other))
             last = max(one.window, other.window)
             await until(lambda: last in told and last in told_by_other)
         reports = {start_of(window): count for window, count in server.reports().items()}
@@ -444,7 +441,7 @@ def test_links_cut_at_random(server: servers.Redis, seed: int) -> None:
 def test_a_queue_that_is_never_empty_is_not_taken_for_a_redis_that_hangs(
     server: servers.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dedup, "MAX_BATCH", 50)
+    monkeypatch.setattr(redis_store.batches, "MAX_BATCH", 50)
 
     async def test() -> None:
         timeout = SLACK / 2
@@ -454,7 +451,7 @@ def test_a_queue_that_is_never_empty_is_not_taken_for_a_redis_that_hangs(
             number = 0
             outcomes: list[int] = []
             while loop.time() < end:
-                while len(store._numbers) < 200:
+                while store.queued < 200:
                     number += 1
                     assert store.add(number, outcomes.append) is None
                 await asyncio.sleep(0)

@@ -1,31 +1,38 @@
 """Redis loses its data, or a part of it: what was acknowledged and what was reported is brought back."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+import random
+import time
 
 import pytest
 import servers
 from stores import (
-    NEVER,
+    SLACK,
+    TIMEOUT,
     Log,
     add,
+    ask,
+    at,
     back,
     first_engine,
     gone,
     ids,
+    kinds,
     last_engine,
     name_of,
     opened,
     play,
+    seeds,
     start_of,
     stored,
     telling,
     until,
+    up,
     window_with,
 )
 
 import dedup
+import redis_store.replay
 
 # Redis loses its data
 
@@ -69,7 +76,7 @@ def test_a_count_survives_the_loss_of_all_data(server: servers.Redis) -> None:
             await asyncio.to_thread(server.kill)
             await asyncio.gather(gone(one), gone(other))
             await asyncio.to_thread(server.start)
-            await until(lambda: one.up and other.up)
+            await until(lambda: up(one) and up(other))
             await stored(other, 1, 5)
             await until(lambda: window in told and window in told_by_other)
             assert told[window] == told_by_other[window] == server.reports()[name_of(window)] == 5
@@ -103,7 +110,7 @@ def test_a_restart_that_loses_nothing_changes_no_count(engine: str) -> None:
             await asyncio.to_thread(server.kill)
             await gone(store)
             await asyncio.to_thread(server.start)
-            await until(lambda: store.up)
+            await until(lambda: up(store))
             await stored(store, 3, 4)
             await until(lambda: told)
             assert told == {window: 4}
@@ -115,52 +122,42 @@ def test_a_restart_that_loses_nothing_changes_no_count(engine: str) -> None:
 # Redis loses a part of its data, or all, while links stand or some instances take long to be back
 
 
-class Slow(dedup.RedisStore):
-    """A store that needs long to bring its ids back."""
-
-    async def _trip(self, commands: Sequence[Any], deadline: float = 0.0) -> list[Any]:
-        if self.why and self._mark:
-            await asyncio.sleep(0.02)
-        return await super()._trip(commands, deadline)
-
-
 @first_engine
 def test_an_instance_that_brings_many_ids_back_is_waited_for(
-    server: servers.Redis, monkeypatch: pytest.MonkeyPatch
+    server: servers.Redis, proxy: servers.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dedup, "REPLAY_CHUNK", 1)
+    monkeypatch.setattr(redis_store.replay, "CHUNK", 1)
 
     async def test() -> None:
-        slow = Slow(server.url, "verve", window_with(2), 10**6, NEVER)
-        try:
-            await slow.start(servers.DEADLINE)
-            async with opened(server.url, seconds=slow.seconds) as quick, telling(slow) as told, telling(quick):
-                window = slow.window
-                await stored(quick, 0)
-                await stored(slow, *range(1, 201))  # at 20 ms each they take 4 s, SETTLE is less
-                await asyncio.to_thread(server.kill)
-                await asyncio.gather(gone(quick), gone(slow))
-                await asyncio.to_thread(server.start)
-                await until(lambda: window in told)
-                assert told[window] == server.reports()[name_of(window)] == 201
-        finally:
-            await slow.stop()
+        seconds = window_with(2)
+        async with (
+            opened(server.url, seconds=seconds) as quick,
+            opened(proxy.url, seconds=seconds) as slow,
+            telling(slow) as told,
+            telling(quick),
+        ):
+            window = slow.window
+            await stored(quick, 0)
+            await stored(slow, *range(1, 201))
+            proxy.pause = 0.03  # so they take 6 s, for which none of them has to be waited for
+            await asyncio.to_thread(server.kill)
+            await asyncio.gather(gone(quick), gone(slow))
+            await asyncio.to_thread(server.start)
+            await until(lambda: window in told)
+            assert told[window] == server.reports()[name_of(window)] == 201
 
     play(test())
 
 
 @last_engine
-def test_a_redis_that_comes_back_with_old_data_waits_for_all(
-    server: servers.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_redis_that_comes_back_with_old_data_waits_for_all(server: servers.Redis) -> None:
     """As after a failover to a replica that lagged behind, or a restart from a snapshot."""
-    monkeypatch.setattr(dedup, "ARRIVE", dedup.ARRIVE.replace(str(dedup.SETTLE), "5"))  # a busy machine's pauses
 
     async def test(proxy: servers.Proxy) -> None:
         seconds = window_with(2)
         async with (
-            opened(server.url, seconds=seconds) as one,
-            opened(proxy.url, seconds=seconds) as other,
+            opened(server.url, seconds=seconds, timeout=2 * TIMEOUT) as one,
+            opened(proxy.url, seconds=seconds, timeout=2 * TIMEOUT) as other,
             telling(one) as told,
             telling(other),
         ):
@@ -174,7 +171,7 @@ def test_a_redis_that_comes_back_with_old_data_waits_for_all(
             await asyncio.to_thread(server.kill)
             await asyncio.gather(gone(one), gone(other))
             await asyncio.to_thread(server.start)
-            await until(lambda: one.up and one.window > window)
+            await until(lambda: up(one) and one.window > window)
             proxy.refuse = False
             await until(lambda: window in told)
             assert told[window] == server.reports()[name_of(window)] == 4
@@ -238,12 +235,115 @@ def test_reports_that_redis_has_lost_are_put_back(server: servers.Redis) -> None
             await gone(store)
             with Log() as log:
                 await asyncio.to_thread(server.start)
-                await until(lambda: store.up)
-                assert log.found("Redis has lost reports; those that were put back: [3-9]")
+                await log.wait_for("Redis has lost reports; those that were put back: [3-9]")
             count = len(told)
             await until(lambda: len(told) >= count + 1)
             reports = {start_of(window): count for window, count in server.reports().items()}
             assert {start: reports[start] for start in told} == told
             assert [*reports] == [*range(min(reports), max(reports) + 1)]
+
+    play(test())
+
+
+# Redis loses the open window alone
+
+
+@seeds
+@pytest.mark.parametrize("again", [True, False])
+def test_the_set_of_the_open_window_deleted_by_hand(server: servers.Redis, seed: int, again: bool) -> None:
+    """Whether or not ids are stored afterwards: it is noticed at the window's end, before that is closed."""
+    dice = random.Random(f"{seed} {server.engine}")
+
+    async def test() -> None:
+        seconds = window_with(1)
+        async with (
+            opened(server.url, seconds=seconds) as one,
+            opened(server.url, seconds=seconds) as other,
+            telling(one) as told,
+            telling(other) as told_by_other,
+        ):
+            window = one.window
+            await stored(one, *range(900))
+            await stored(other, *range(600, 1500))
+            await at(window + seconds - dice.uniform(0.2, 0.6))
+            ask(server, "DEL", f"verve:{{{window}}}:ids")
+            if again:
+                await stored(dice.choice([one, other]), 1500)
+            await until(lambda: window in told and window in told_by_other)
+            assert told[window] == server.reports()[name_of(window)] == 1500 + again
+            await asyncio.gather(stored(one, -1), stored(other, -2))
+            assert ids(server) == {-1, -2}
+
+    play(test())
+
+
+# What is brought back
+
+
+@first_engine
+def test_several_windows_that_wait_are_all_brought_back(server: servers.Redis) -> None:
+    """Redis is emptied again before it has settled: more than one window is over and not closed."""
+
+    async def test() -> None:
+        async with (
+            opened(server.url, seconds=1) as one,
+            opened(server.url, seconds=1) as other,
+            telling(one) as told,
+            telling(other),
+        ):
+            ask(server, "FLUSHALL")
+            await until(lambda: not (up(one) and up(other)))
+            sent: dict[int, int] = {}
+            for number in range(3):
+                await until(lambda: up(one) and up(other) and one.window not in sent and time.time() % 1 < 0.6)
+                await stored(one, *range(10 * number, 10 * number + 4))
+                await stored(other, *range(10 * number + 2, 10 * number + 5 + number))
+                sent[one.window] = 5 + number
+                if number == 1:
+                    ask(server, "FLUSHALL")
+                    await until(lambda: not (up(one) and up(other)))
+            await until(lambda: max(told, default=0) >= max(sent))
+            assert {start: told[start] for start in sent} == sent
+            assert {start_of(window): count for window, count in server.reports().items()}.items() >= told.items()
+
+    play(test())
+
+
+@last_engine
+def test_all_that_is_brought_back_expires(server: servers.Redis) -> None:
+    """But for the stream."""
+
+    async def test() -> None:
+        async with opened(server.url) as store:
+            await stored(store, *range(3000))
+            with Log() as log:
+                ask(server, "FLUSHALL")
+                await until(lambda: not up(store))
+                await log.wait_for("Redis is back")
+            assert ids(server) == {*range(3000)}
+            lasting = {key for key in kinds(server) if ask(server, "TTL", key) == -1}
+            assert lasting <= {"verve:reports"}
+
+    play(test())
+
+
+@last_engine
+def test_redis_emptied_again_and_again_does_not_end_the_telling(server: servers.Redis) -> None:
+    """Each loss has it wait for all, but not for ever."""
+
+    async def test() -> None:
+        async with opened(server.url, seconds=1) as store, telling(store) as told:
+            await until(lambda: told)
+            for number in range(3):
+                await stored(store, number)
+                ask(server, "FLUSHALL")
+                await until(lambda: not up(store))
+                await until(lambda: up(store))
+            count, since = len(told), time.time()
+            await until(lambda: len(told) > count)
+            assert time.time() - since < 3.5 + SLACK
+            assert sum(told.values()) <= 3
+            await until(lambda: max(told) > since)
+            assert sum(told.values()) == 3
 
     play(test())

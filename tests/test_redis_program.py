@@ -38,7 +38,8 @@ from stores import (
     wait_until,
 )
 
-import dedup
+import redis_store.batches
+import redis_store.node
 
 
 @last_engine
@@ -156,7 +157,7 @@ def test_a_redis_that_refuses_now_and_then_does_not_flood_the_log(server: server
         thread.join()
         changes = sum(one != other for one, other in itertools.pairwise(said))
         assert changes > 50, "Redis refused too seldom"
-        assert len(complaints(program)) <= 4 + 2 * (time.monotonic() - since) / dedup.HUSH
+        assert len(complaints(program)) <= 4 + 2 * (time.monotonic() - since) / redis_store.batches.HUSH
         server.client().config_set("maxmemory", 1)
         wait_until(
             lambda: failed(client.ask(support.accept(random.getrandbits(60)))) and "refuses" in complaints(program)[-1]
@@ -173,7 +174,9 @@ def test_a_link_that_comes_and_goes_does_not_flood_the_log(server: servers.Redis
         for number in range(12):
             wait_for_ok(client, number)
             proxy.cut()
-        waits = sum(min(dedup.RETRY[0] * 2**turn, dedup.RETRY[1]) / 2 for turn in range(11))  # at least, between them
+        waits = sum(
+            min(redis_store.node.RETRY[0] * 2**turn, redis_store.node.RETRY[1]) / 2 for turn in range(11)
+        )  # at least, between them
         assert time.monotonic() - since > waits, "so many could have been told of in no time"
         assert len(complaints(program)) <= 2 * 12
 

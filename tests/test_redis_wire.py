@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import play, until
 
-import dedup
+import redis_store
+from redis_store import wire
 
 # Replies
 
@@ -42,11 +43,11 @@ def as_read(reply: Any) -> Any:
 @given(replies)
 def test_a_reply_is_read_when_it_is_whole(reply: Any) -> None:
     data = wire_form(reply)
-    read, end = dedup.parse(b"before" + data + b"behind", 6)
+    read, end = wire.parse(b"before" + data + b"behind", 6)
     assert (as_read(read), end) == (as_read(reply), 6 + len(data))
     for cut in range(len(data)):
-        with pytest.raises(dedup.ShortError):
-            dedup.parse(data[:cut], 0)
+        with pytest.raises(wire.ShortError):
+            wire.parse(data[:cut], 0)
 
 
 @pytest.mark.parametrize(
@@ -62,11 +63,10 @@ def test_what_is_no_reply_ends_the_link(said: bytes) -> None:
 
     async def test() -> None:
         peer = await asyncio.get_running_loop().create_server(Peer, "127.0.0.1")
-        store = dedup.RedisStore(f"redis://127.0.0.1:{peer.sockets[0].getsockname()[1]}", "verve", 60, 9, 1.0)
-        store._options.connection_kwargs["driver_info"] = None  # redis-py says nothing on its own
-        await until(lambda: bool(store.why))
-        assert store.why in ("what came is not Redis's protocol", "a reply came that nobody waits for"), store.why
-        await store.stop()
+        store = redis_store.RedisStore(f"redis://127.0.0.1:{peer.sockets[0].getsockname()[1]}", "verve", 60, 9, 1.0)
+        await until(lambda: "not reached yet" not in store.obstacle)
+        assert "what came is not Redis's protocol" in store.obstacle
+        await store.stop(0.5)
         peer.close()
 
     play(test())
