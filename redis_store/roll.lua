@@ -53,6 +53,7 @@ for i = 9, #ARGV, 3 do
       lost = redis.call('SCARD', key) < held or redis.call('TTL', key) == -1
     end
     if lost and not settles then
+      redis.call('EXPIRE', key, KEEP) -- found once is enough: a link that broke behind SADD leaves a set like this, too
       begin_to_settle(string.match(mark, '^%S+'), patience)
       return redis.error_reply('LOST ids of a window')
     end

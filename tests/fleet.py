@@ -9,7 +9,7 @@ answer in time, or no answer at all. Every window must stand in the stream once,
 instance lived; and what an instance has logged must be what the stream says.
 
 `waves` sends each id to every worker of every instance at once instead, and knows each window's count exactly.
-`model` runs the model of model.py with as many seeds as there is time for, from --seed on.
+`model` runs the model of fleet_model.py with as many seeds as there is time for, from --seed on.
 
 The status is 0 if all held, 1 if not. What is drawn by lot comes from the seed; what the machine made of it doesn't,
 so a run can be had again, but not to the microsecond.
@@ -558,14 +558,14 @@ def run(name: str, seconds: float, seed: int, engine: str) -> str:
 def run_model(seconds: float, seed: int, engine: str) -> str:
     """Run the model with a seed after the other."""
     sys.path.append(str(support.SERVER.parent))
-    import model  # noqa: PLC0415 - which imports the product
+    import fleet_model  # noqa: PLC0415 - which imports the product
 
     logging.disable()
     rounds = 0
     with servers.Redis(engine) as server:
         for rounds in during(seconds):
             try:
-                model.check_model(server, 100, seed + rounds)
+                fleet_model.check_model(server, 100, seed + rounds)
             except BaseException as error:
                 error.add_note(f"seed {seed + rounds}, {engine}")
                 raise

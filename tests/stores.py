@@ -18,12 +18,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-import redis_store
 import servers
 import support
 import uvloop
 
 import dedup
+import redis_store
 import reporter
 
 NEVER = 60.0  # seconds; a time-out that no test lives to see

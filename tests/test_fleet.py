@@ -1,8 +1,8 @@
 """The promises of a fleet: every id once, every window once, whatever breaks.
 
-Two kinds of test. Those of `model.py` drive several stores through faults, at random and by hand, with all clocks and
-links in their hands. The others run real instances and do to them, for a few seconds each, what `fleet.py` does for as
-long as it is told.
+Two kinds of test. Those of `fleet_model.py` drive several stores through faults, at random and by hand, with all clocks
+and links in their hands. The others run real instances and do to them, for a few seconds each, what `fleet.py` does for
+as long as it is told.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import fleet
 import pytest
 import servers
-from model import EPOCH, LENGTH, TICK, Fleet, check_model, small_world
+from fleet_model import EPOCH, LENGTH, TICK, Fleet, check_model, small_world
 
 
 @pytest.mark.parametrize("engine", servers.ENGINES)
@@ -68,6 +68,17 @@ def test_a_window_reported_before_redis_lost_its_data_is_not_told_otherwise(serv
         world.pass_edge(past=0.0, rolls=0b11)
         world.check()
         assert world.reports == {EPOCH: {9}, EPOCH + LENGTH: {0}}
+
+
+def test_a_link_that_breaks_between_the_ids_and_their_expiry_does_not_end_the_reports(server: servers.Redis) -> None:
+    with played(server, 2) as world:
+        world.pass_edge(past=4.0, rolls=0b11)
+        world.send_any(pick=0, numbers=[-3, -5], trouble=2)  # of OPEN, SADD, EXPIRE
+        world.leave(pick=0)
+        for _ in range(3):
+            world.pass_edge(past=4.0, rolls=1)
+            world.check()
+        assert world.look()[EPOCH + LENGTH] == 2
 
 
 # Real instances

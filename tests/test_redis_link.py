@@ -6,7 +6,6 @@ import socket
 import time
 
 import pytest
-import redis_store.scripts
 import servers
 from stores import (
     AWAY,
@@ -35,6 +34,7 @@ from stores import (
 )
 
 import dedup
+import redis_store.scripts
 
 # The link fails
 

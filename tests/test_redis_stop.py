@@ -35,7 +35,7 @@ def counting(url: str, *flags: str, window: int = 0) -> Iterator[support.Program
 
 
 def told_as_lost(program: support.Program) -> list[str]:
-    return [line for line in program.log.all if re.search(r" ERROR verve: ids that were answered ok.*: [0-9]+$", line)]
+    return [line for line in program.log.all if re.search(r" ERROR verve: (worker [0-9]+: )?ids that were answered ok.*: [0-9]+$", line)]
 
 
 @seeds

@@ -19,15 +19,15 @@ from typing import Any, TypeVar
 
 import pytest
 import redis
+import servers
+
+import dedup
 import redis_store.batches
 import redis_store.node
 import redis_store.replay
 import redis_store.scripts
 import redis_store.windows
 import redis_store.wire
-import servers
-
-import dedup
 
 T = TypeVar("T")
 Trouble = str | int | None
@@ -104,7 +104,7 @@ def small_world() -> Iterator[None]:
         patch.setattr(redis_store.node, "random", types.SimpleNamespace(uniform=lambda *_: 0.01))
         patch.setattr(redis_store.wire, "Wire", Link)
         patch.setattr(redis_store.batches, "Pace", Pace)
-        small = {
+        small: dict[Any, dict[str, Any]] = {
             dedup: {"SHARDS": 3, "WIDTHS": [1]},
             redis_store: {"SHARDS": 3},
             redis_store.batches: {"MAX_BATCH": 4, "MAX_WAITING": 12},
