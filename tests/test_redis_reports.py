@@ -19,6 +19,7 @@ from stores import (
     ask,
     gone,
     ids,
+    let_settle,
     more,
     name_of,
     opened,
@@ -161,7 +162,7 @@ def remedy(server: servers.Redis, text: str) -> None:
         ask(server, *command.split())
 
 
-COMMANDS = r"\b(?:XDEL \S+ [0-9]+-[0-9]+|XSETID \S+ [0-9]+-[0-9]+|DEL(?: verve:[a-z]+)+)"
+COMMANDS = r"\b(?:RENAME verve:[a-z:]+ [a-z:]+|DEL verve:[a-z:]+)"
 BARRED = rf"^ERROR verve\.store: .*{COMMANDS}"
 
 
@@ -256,6 +257,7 @@ def test_an_operator_looks_while_another_instance_closes_the_window(
             opened(proxy.url, seconds=seconds) as watched,
             opened(server.url, seconds=seconds) as other,
         ):
+            let_settle(server)
             window = watched.window
             await stored(watched, 1, 2)
             await stored(other, 3)

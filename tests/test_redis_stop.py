@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import servers
 import support
-from stores import SLACK, ask, at, first_engine, ids, last_engine, long_window, name_of, seeds, sets
+from stores import SLACK, ask, at, first_engine, ids, last_engine, let_settle, long_window, name_of, seeds, sets
 
 LOST = 3  # the exit status of a process that could not bring back what it had acknowledged
 MANY = 1050
@@ -35,7 +35,11 @@ def counting(url: str, *flags: str, window: int = 0) -> Iterator[support.Program
 
 
 def told_as_lost(program: support.Program) -> list[str]:
-    return [line for line in program.log.all if re.search(r" ERROR verve: (worker [0-9]+: )?ids that were answered ok.*: [0-9]+$", line)]
+    return [
+        line
+        for line in program.log.all
+        if re.search(r" ERROR verve: (worker [0-9]+: )?ids that were answered ok.*: [0-9]+$", line)
+    ]
 
 
 @seeds
@@ -63,6 +67,7 @@ def test_a_stop_of_workers_soon_after_redis_was_emptied(server: servers.Redis) -
 def test_a_stop_soon_after_a_window_was_deleted(server: servers.Redis) -> None:
     with counting(server.url) as program:
         (key,) = sets(server)
+        let_settle(server)
         ask(server, "DEL", key)
         with support.Client(program.address) as client:
             assert client.ask(support.accept(-1)).status == 200

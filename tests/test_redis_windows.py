@@ -106,14 +106,16 @@ def test_a_process_frozen_over_the_end_of_a_window(server: servers.Redis) -> Non
 
 
 @last_engine
-def test_windows_left_open_are_told_by_the_first_that_is_back(server: servers.Redis) -> None:
+def test_windows_left_open_are_told_by_the_first_that_is_back(server: servers.Redis, proxy: servers.Proxy) -> None:
     async def test() -> None:
         left: dict[int, int] = {}
-        async with opened(server.url, seconds=1) as store:  # whose windows nobody rolls
+        async with opened(proxy.url, seconds=1) as store:  # whose windows nobody rolls
             for count in 2, 3:
                 await until(lambda: time.time() > store.window + 2.1 or not left)  # so one without ids lies between
                 await stored(store, *range(10 * count, 11 * count))
                 left[store.window] = count
+            proxy.refuse = True  # so that it ends as one that is killed
+            proxy.cut()
         first, second = left
         assert second > first + 1
         await until(lambda: time.time() > second + 1)
