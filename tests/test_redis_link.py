@@ -76,11 +76,10 @@ def test_a_batch_under_way_over_the_end_of_its_window_is_brought_back(
             async with telling(store) as told:
                 await until(lambda: store.window > window)
                 proxy.refuse = True
-                proxy.set_plan("before_command")  # the roll that comes after the batch
                 proxy.flow()
                 assert {*await asyncio.gather(*batch)} == {dedup.STORED}
-                await until(proxy.done.is_set)
                 ask(server, "FLUSHALL")
+                await asyncio.to_thread(proxy.cut)
                 proxy.refuse = False
                 await until(lambda: window in told)
                 assert told[window] == before + 2
