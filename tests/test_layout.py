@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -153,3 +153,24 @@ def test_the_changelog_begins_with_the_version_that_the_program_tells() -> None:
     assert match, headings[0]
     assert match[1] == settings.VERSION
     date.fromisoformat(match[2])
+
+
+def sizes(nodes: type[ast.AST] | tuple[type[ast.AST], ...], most: int) -> list[str]:
+    """Name the functions or classes of the product that have more lines than allowed."""
+    return [
+        f"{module}.{node.name}: {lines} lines, expected no more than {most}"
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and isinstance(node, nodes)
+        if (lines := (node.end_lineno or 0) - node.lineno + 1) > most
+    ]
+
+
+def test_no_function_is_too_long() -> None:
+    assert sizes((ast.FunctionDef, ast.AsyncFunctionDef), 60) == []
+
+
+@pytest.mark.parametrize(("files", "most"), [(map(file_of, MODULES), 650), (ROOT.glob("tests/*.py"), 800)])
+def test_no_file_is_too_long(files: Iterable[Path], most: int) -> None:
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > most} == {}
