@@ -193,7 +193,7 @@ def flag(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, checked. Where it is hidden, the value may hold a password and no error shows it."""
+    """Every setting, checked: one field for each flag. A hidden one may hold a password, and no error shows it."""
 
     host: str = flag("listening", "ADDRESS", listening_host, "127.0.0.1", "IP address or host name to listen on")
     port: int = flag("listening", "PORT", integer(0, 65535), "8080", "port to listen on; 0 takes any free one")

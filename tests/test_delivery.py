@@ -1,4 +1,4 @@
-"""How the webhook delivers a report: each attempt, the pauses between attempts, and what a stop waits for.
+"""How the webhook delivers a report: each attempt, the pauses between attempts, and what a stop waits for; the timer.
 
 Here the webhook runs in the test's own loop, with an outbox in memory and a real receiver.
 """
@@ -154,6 +154,23 @@ def test_a_receiver_cannot_ask_to_be_tried_without_pause(receiver: Receiver, mon
         assert pause >= least - 0.01
 
 
+def test_a_receiver_cannot_ask_for_a_shorter_pause(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "BACKOFF", (1.6, 1.6))
+    monkeypatch.setattr(reporter, "NAP", 0.1)
+    monkeypatch.setattr(reporter, "random", SimpleNamespace(uniform=lambda _, most: most))
+    receiver.answers.append(Answer(503, ("Retry-After: 1",)))
+
+    async def test() -> None:
+        outbox = reporter.MemoryOutbox()
+        outbox.put(report(60))
+        async with delivering(receiver, outbox):
+            await outbox.settle()
+
+    play(test())
+    first, again = receiver.requests
+    assert again.time - first.time >= 1.55
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("status", "taken"), [(200, True), (201, True), (204, True), (299, True), (300, False)])
 def test_any_2xx_ends_it(receiver: Receiver, status: int, taken: bool) -> None:
@@ -168,3 +185,23 @@ def test_any_2xx_ends_it(receiver: Receiver, status: int, taken: bool) -> None:
 
     play(test())
     assert len(receiver.requests) == (1 if taken else 2)
+
+
+def test_windows_that_are_closed_are_reported_though_the_timer_is_stopped_meanwhile() -> None:
+    """After a long suspension there are so many that other work gets a turn in between."""
+    windows = [(60 * number, number) for number in range(3 * reporter.BURST)]
+    reported: list[tuple[int, int]] = []
+
+    async def roll() -> list[tuple[int, int]]:
+        return windows if not reported else []
+
+    async def test() -> None:
+        timer = asyncio.create_task(reporter.roll_windows(lambda: 0.0, roll, lambda *window: reported.append(window)))
+        while not reported:  # noqa: ASYNC110  # one turn of the loop at a time
+            await asyncio.sleep(0)
+        assert len(reported) < len(windows)
+        timer.cancel()
+        await asyncio.wait([timer])
+
+    play(test())
+    assert reported == windows

@@ -1,5 +1,6 @@
 """Names of hosts: looked up apart from the loop, and every address judged before it is connected to."""
 
+import asyncio
 import threading
 from ipaddress import ip_network
 
@@ -103,6 +104,21 @@ def test_a_look_up_that_takes_too_long_is_an_error(net: Net, names: Names, monke
     names.gates["lost.test"] = threading.Event()
     results = net.ask(*[parse(b"http://lost.test/")] * 3)
     assert {str(result) for result in results} == {"no connection in time"}
+    net.until(lambda: net.plain.connections == 0)
+
+
+def test_a_look_up_that_one_gives_up_is_an_error_for_others_too(
+    net: Net, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An origin that asked later waits for the same look-up, and must not wait for ever."""
+    monkeypatch.setattr(outbound, "CONNECT_TIME", SHORT)
+    names.gates["lost.test"] = threading.Event()
+    first = net.send(parse(b"http://lost.test:81/"))
+    net.until(lambda: names.asked)
+    net.run(asyncio.sleep(SHORT / 3))
+    later = net.send(parse(b"http://lost.test:82/"))
+    net.finish(first, later)
+    assert (first.error, later.error) == ("no connection in time", "no connection in time")
     net.until(lambda: net.plain.connections == 0)
 
 
