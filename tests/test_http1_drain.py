@@ -137,6 +137,20 @@ def test_drain_waits_for_the_rest_of_a_request(memory: Memory, part: str) -> Non
     assert done.result() == 0
 
 
+def test_drain_waits_for_the_rest_of_a_request_behind_one_that_waits(later: tuple[Memory, Waiting]) -> None:
+    memory, store = later
+    peer = memory.connect()
+    peer.send(get(1) + get(3)[:-2])
+    done = drain(memory)
+    store.give(1)
+    memory.advance(2)
+    peer.send(get(3)[-2:])
+    store.give(len(store.waiting))
+    memory.advance()
+    assert [(reply.status, reply.closes) for reply in replies(peer.sent)] == [(200, False), (200, True)]
+    assert done.result() == 0
+
+
 def test_drain_cuts_what_is_left_after_its_time_and_counts_it(later: tuple[Memory, Waiting]) -> None:
     memory, store = later
     peers = [memory.connect() for _ in range(4)]

@@ -186,3 +186,12 @@ def test_another_method_is_405_and_no_body_of_it_is_read_as_a_request(memory: Me
         assert (first.status, first.fields["allow"]) == (405, "GET, HEAD")
         assert others == []
     assert memory.store.added == []
+
+
+def test_every_answer_is_counted(memory: Memory) -> None:
+    with_more = HOST + b"X: y\r\n"
+    memory.talk(
+        get(1), get(2), get(3, with_more), get(4) + get(5) + get(6), get(7, method=b"HEAD"), get(b"x"), get(b"x")
+    )
+    memory.talk(line(b"GET / HTTP/1.1"), get(1, HOST * 2))
+    assert {status: count for status, count in memory.server.answered().items() if count} == {200: 7, 400: 3, 404: 1}

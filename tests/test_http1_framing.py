@@ -94,6 +94,35 @@ def test_a_head_that_resembles_the_last_one_is_judged_anew(memory: Memory, frami
             assert 999 not in memory.store.added
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: %d\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_a_body_that_comes_by_itself_and_looks_like_the_last_request_is_none(memory: Memory, framing: bytes) -> None:
+    body = get(9)
+    length = framing.startswith(b"Content")
+    head = framed(framing % len(body) if length else framing)
+    pieces = [head, body] if length else [head, b"%x\r\n" % len(body), body, b"\r\n0\r\n\r\n"]
+    assert statuses(memory.talk(get(1), get(2), *pieces, get(3))) == [200] * 4
+    assert memory.store.added == [1, 2, 7, 3]
+    memory.store.added.clear()
+    assert statuses(memory.talk(get(1), get(2)[:-1], get(3))) == [200, 400]
+    assert memory.store.added == [1]
+
+
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        (b"GET /API/verve/accept?id=7 HTTP/1.1", 404),
+        (b"PUT /api/verve/accept?id=7 HTTP/1.1", 405),
+        (b"GET /api/verve/accept?ie=7 HTTP/1.1", 400),
+        (b"GET\t/api/verve/accept?id=7 HTTP/1.1", 400),
+    ],
+)
+def test_what_is_as_long_as_the_last_request_is_not_the_same(memory: Memory, start: bytes, status: int) -> None:
+    for pieces in ([line(start)], [line(start) + get(2)], [get(2) + line(start)]):
+        found = statuses(memory.talk(get(1), *pieces))
+        assert status in found
+        assert 7 not in memory.store.added
+
+
 def test_connect_is_never_a_tunnel(memory: Memory) -> None:
     (reply,) = replies(memory.talk(line(b"CONNECT a:80 HTTP/1.1") + NEXT, finish=False))
     assert reply.closes

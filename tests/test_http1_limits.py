@@ -6,6 +6,7 @@ import socket
 import pytest
 from http_peers import (
     HOST,
+    NOW,
     PATH,
     START,
     Memory,
@@ -45,6 +46,7 @@ LIMITS = {  # request, status; 8 KiB = 8192, 32 KiB = 32768, 64 KiB = 65536
     "fields far past": (framed(b"X: y\r\n" * 5000), 431),
     "length at": (framed(b"Content-Length: 65536\r\n", b"x" * 65536), 200),
     "length past": (framed(b"Content-Length: 65537\r\n", b"x" * 65537), 413),
+    "length of ten digits": (framed(b"Content-Length: 1000000005\r\n", b"hello"), 413),
     "length of 2**63": (framed(b"Content-Length: 9223372036854775808\r\n"), 413),
     "length of 2**64": (framed(b"Content-Length: 18446744073709551616\r\n"), 413),
     "length of 5000 zeros": (framed(b"Content-Length: %b5\r\n" % (b"0" * 5000), b"hello"), 200),
@@ -201,6 +203,27 @@ def test_an_idle_connection_is_closed_silently_and_never_early(memory: Memory, b
     assert peer.sent == said
 
 
+def test_an_idle_connection_is_not_closed_early_whenever_the_clock_ticks() -> None:
+    with Memory(clock=lambda: NOW + 0.1) as memory:  # every 0.9 s
+        peer = memory.connect()
+        memory.advance(9.85)  # just before a tick
+        peer.send(get())
+        memory.advance(74.95)
+        assert not peer.ended
+        memory.advance(3)
+        assert peer.lost
+
+
+def test_who_never_takes_the_last_answer_is_cut_in_the_end(memory: Memory) -> None:
+    peer = memory.connect()
+    peer.taking = False
+    peer.send(get(7, HOST + b"Connection: close\r\n"))
+    memory.advance(70)
+    assert not peer.aborted
+    memory.advance(20)
+    assert peer.aborted
+
+
 def test_a_connection_that_answers_is_not_idle(memory: Memory) -> None:
     peers = [memory.connect() for _ in range(3)]
     for number in range(5):
@@ -338,6 +361,7 @@ def test_those_turned_away_take_no_place_of_those_served() -> None:
         peer.send(get())
         assert statuses(peer.sent) == [200]
         more.lose()
+        assert statuses(memory.connect().sent) == [503]
 
 
 def test_far_past_the_cap_connections_are_just_closed() -> None:
@@ -349,3 +373,17 @@ def test_far_past_the_cap_connections_are_just_closed() -> None:
         assert all(peer.lost for peer in peers[1:])
         peers[0].send(get())
         assert statuses(peers[0].sent) == [200]
+
+
+def test_connections_that_are_refused_are_told_to_the_log_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    with Memory(max_connections=1) as memory:
+        peer = memory.connect()
+        for expected in (1, 2):
+            for _ in range(5):
+                memory.connect()
+            memory.advance(http1.SAY_AGAIN - 5)
+            memory.connect()
+            assert len(caplog.messages) == expected
+            assert caplog.messages[-1].startswith("1 connections are open")
+            peer.send(get())  # so it is not idle
+            memory.advance(5)

@@ -4,6 +4,7 @@ import asyncio
 import random
 import socket
 import threading
+from typing import cast
 
 import pytest
 from http_peers import GUARD, HOST, NEXT, Memory, Socket, Telling, Waiting, chunked, cut, get, line, replies, statuses
@@ -60,6 +61,45 @@ def test_reading_pauses_at_max_owed_and_goes_on(later: tuple[Memory, Waiting]) -
     assert statuses(peer.sent) == [Telling.status(number) for number in range(68)]
 
 
+def test_reading_goes_on_when_half_of_the_most_are_given(later: tuple[Memory, Waiting]) -> None:
+    memory, store = later
+    peer = memory.connect()
+    peer.send(b"".join(map(get, range(100))))
+    memory.settle()
+    assert len(store.waiting) == http1.MAX_OWED
+    store.give(http1.MAX_OWED // 2 - 1)
+    memory.settle()
+    assert len(store.added) == http1.MAX_OWED
+    store.give(1)
+    memory.settle()
+    assert len(store.added) == 100 - (100 - http1.MAX_OWED - http1.MAX_OWED // 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_answers_that_come_together_leave_in_request_order_and_are_counted(
+    later: tuple[Memory, Waiting], seed: int
+) -> None:
+    memory, store = later
+    chance = random.Random(seed)
+    peers = [memory.connect() for _ in range(10)]
+    for number, peer in enumerate(peers):
+        for _ in range(chance.choice((1, 1, 2, 5))):
+            peer.send(get(number, method=chance.choice((b"GET", b"GET", b"HEAD"))))
+    total = len(store.waiting)
+    slots = [cast(http1.Slot, done) for _, done in store.waiting]
+    chance.shuffle(slots)
+    owed = {id(peer): len(peer.protocol.replies.slots) for peer in peers}
+    for at in range(0, total, 3):
+        memory.server.give(slots[at : at + 3], dedup.NEW)
+    assert [len(replies(peer.sent)) for peer in peers] == [owed[id(peer)] for peer in peers]
+    assert memory.server.answered()[200] == total
+    for peer in peers:
+        peer.send(get(1))
+    store.waiting = store.waiting[total:]
+    store.give(len(store.waiting))
+    assert memory.server.answered()[200] == total + len(peers)
+
+
 @pytest.mark.parametrize("seed", [None, 1, 2])
 def test_10000_pipelined_in_one_write(later: tuple[Memory, Waiting], seed: int | None) -> None:
     memory, store = later
@@ -109,8 +149,14 @@ def test_a_lost_connection_takes_no_answers(
     store.give(1)
     said = peer.sent
     peer.lose(error)
+    lone = memory.connect()
+    lone.send(get(4))
+    lone.lose(error)
+    _, done = store.waiting.pop()
+    memory.server.give([cast(http1.Slot, done)], dedup.NEW)
     store.give(len(store.waiting), random.Random(1))
     memory.advance(100)
+    assert lone.sent == b""
     assert peer.sent == said
     assert store.waiting == []
     assert not memory.server.connections

@@ -42,6 +42,10 @@ HEADS: dict[bytes, Head | Fault | None] = {
         b"CONNECT", b"a:80", old=False, keeps=False
     ),
     b"BREW / HTTP/1.1\r\n": Head(b"BREW", b"/", old=False, keeps=False),
+    b"GET / HTTP/1.0\r\nConnection: keep-alive\r\nConnection: x\r\n\r\n": Head(b"GET", b"/", old=True, keeps=True),
+    b"\x16\x03\x01": Fault.MALFORMED,
+    b"G@": Fault.MALFORMED,
+    b"BREW /a": None,
     b"": None,
     b"\r\n": None,
     b"\r": None,
@@ -99,7 +103,9 @@ def test_a_body_is_drained_to_its_end_and_no_further() -> None:
 def test_whether_an_answer_has_a_body_is_known_from_the_first_bytes_on() -> None:
     for method, expected in ((b"HEAD", True), (b"GET", False), (b"HEADS", False)):
         request = RequestReader()
-        request.read(b"\r\n" + method + b" / HTTP/1.1\r\n")
+        request.read(b"\r\n" + method + b" / ")
+        assert request.wants_no_body is expected
+        request.read(b"HTTP/1.1\r\n")
         assert request.wants_no_body is expected
         if request.head is None:
             request.read(HOST + b"Content-Length: 5\r\n\r\n")
