@@ -14,6 +14,7 @@ import servers
 from fleet_model import EPOCH, LENGTH, TICK, Fleet, check_model, small_world
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("engine", servers.ENGINES)
 def test_model(engine: str) -> None:
     with servers.Redis(engine) as server:
