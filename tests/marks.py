@@ -38,13 +38,18 @@ def started_by(root: Any) -> frozenset[str]:
     """Return the marks of all that a function or class leads to."""
     marks, seen, ahead = set(), {root}, [root]
     while ahead:
-        for found in leads_to(ahead.pop()):
+        for found in next_of(ahead.pop()):
             if found in STARTS:
                 marks.add(STARTS[found])
             elif found not in seen:
                 seen.add(found)
                 ahead.append(found)
     return frozenset(marks)
+
+
+@functools.cache
+def next_of(thing: Any) -> tuple[Any, ...]:
+    return tuple(leads_to(thing))
 
 
 def leads_to(thing: Any) -> Iterator[Any]:
