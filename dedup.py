@@ -166,7 +166,7 @@ class Store(ABC):
         return 0
 
     @property
-    def obstacle(self) -> str:
+    def unavailable(self) -> str:
         """Why ids can't be stored, in words; "" if they can."""
         return ""
 

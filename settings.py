@@ -37,7 +37,7 @@ __all__ = ["VERSION", "Settings", "load", "unknown_variables"]
 
 T = TypeVar("T")
 
-VERSION = "1.0.0"  # the one place; CHANGELOG.md tells what it brought
+VERSION = "1.1.0"  # the one place; CHANGELOG.md tells what it brought
 DAY = 86400  # seconds; the longest window and the longest time-out
 SECRET_BYTES = range(24, 65)  # Standard Webhooks: "between 24 bytes (192 bits) and 64 bytes (512 bits)"
 SHOWN_CHARACTERS = 60  # of a refused value: enough to recognise it in one line

@@ -246,7 +246,7 @@ async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
             settings.VERSION,
             store.place,
             row,
-            trouble=lambda: "stopping" if parts.stopping else store.obstacle,
+            trouble=lambda: "stopping" if parts.stopping else store.unavailable,
             warnings=lambda: store.warnings,
             restarts=lambda: worker.restarts[0],
             recent=store.recent,
@@ -365,7 +365,7 @@ def samples(parts: Parts) -> dict[str, float]:
             f'verve_webhook_deliveries_total{{outcome="{outcome}"}}': deliveries.get(outcome, 0)
             for outcome in ("delivered", "failed")
         },
-        "verve_store_up": not store.obstacle,
+        "verve_store_up": not store.unavailable,
         **admin.of_process(),
     }
 

@@ -109,7 +109,7 @@ class RedisStore(Store):
         return self._node.batches is not None
 
     @property
-    def obstacle(self) -> str:
+    def unavailable(self) -> str:
         if not self.up:
             return f"Redis is away: {self._node.why or 'not reached yet'}"
         refused = self._node.refusals.why

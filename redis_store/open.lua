@@ -1,6 +1,6 @@
 -- Goes before the first ids that a connection stores in a window.
 --
--- KEYS: common.lua, then the window's set. ARGV from 3 on: start and member ("NAME SECONDS") of the window.
+-- KEYS: common.lua, then the window's set. ARGV from 3 on: start and member ("NAME SECONDS") of the window. Returns 1.
 --
 -- Puts the window into the index, so that it is found again even if everybody dies. One that is not newer than the
 -- newest report is closed instead: nobody would count what is stored in it.

@@ -219,7 +219,7 @@ async def until(true: Callable[[], object]) -> None:
 
 def up(store: redis_store.RedisStore) -> bool:
     """Return whether the link stands, and ids can be taken if Redis does."""
-    return not store.obstacle.startswith("Redis is away")
+    return not store.unavailable.startswith("Redis is away")
 
 
 async def gone(store: redis_store.RedisStore) -> None:

@@ -125,7 +125,7 @@ def test_an_instance_comes_up_though_its_ids_find_no_memory(server: servers.Redi
                 for store in one, other:
                     while await add(store, 10**9) != dedup.REFUSED:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
-                    assert "out of memory" in store.obstacle
+                    assert "out of memory" in store.unavailable
                     assert store.warnings
                 await asyncio.sleep(dice.uniform(0, 1))
                 assert window not in told

@@ -188,7 +188,7 @@ def test_an_entry_with_a_later_id_holds_the_reports_back(server: servers.Redis, 
                 assert len(log.found("^ERROR")) == 1
                 assert entry in log.found(BARRED)[0]
                 assert re.search(COMMANDS, str(store.warnings))
-                assert not store.obstacle
+                assert not store.unavailable
                 late = [start for start in told if start > max(before, default=0)]
                 assert late == [] or max(late) < min(sent), "nothing is told that can't be reported"
             async with opened(server.url, seconds=1) as newcomer, telling(newcomer):

@@ -274,7 +274,7 @@ def test_a_window_taken_out_of_the_stream_by_a_consumer(server: servers.Redis) -
                 assert ask(server, "XDEL", "verve:reports", f"{window}000-0") == 1
                 async with telling(other) as told:
                     await until(lambda: not up(other) or max(told, default=0) > window)
-                    assert up(other), other.obstacle
+                    assert up(other), other.unavailable
                     await stored(one, 3)
                     await stored(other, 4)
                     assert name_of(window) not in server.reports()

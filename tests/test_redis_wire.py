@@ -51,7 +51,16 @@ def test_a_reply_is_read_when_it_is_whole(reply: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b":x\r\n", b"*1\r\n?\r\n", b":1\r\n:2\r\n:3\r\n"]
+    "said",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b":x\r\n",
+        b"*1\r\n?\r\n",
+        b":1\r\n:2\r\n:3\r\n",
+        b"*1\r\n" * 100_000,
+        b"*-2\r\n$-7\r\n" * 9,
+    ],
+    ids=["http", "no number", "no kind", "too many", "nested without end", "nothing"],
 )
 def test_what_is_no_reply_ends_the_link(said: bytes) -> None:
     class Peer(asyncio.Protocol):
@@ -64,9 +73,10 @@ def test_what_is_no_reply_ends_the_link(said: bytes) -> None:
     async def test() -> None:
         peer = await asyncio.get_running_loop().create_server(Peer, "127.0.0.1")
         store = redis_store.RedisStore(f"redis://127.0.0.1:{peer.sockets[0].getsockname()[1]}", "verve", 60, 9, 1.0)
-        await until(lambda: "not reached yet" not in store.obstacle)
-        assert "what came is not Redis's protocol" in store.obstacle
+        await until(lambda: "not reached yet" not in store.unavailable)
+        why = store.unavailable
         await store.stop(0.5)
         peer.close()
+        assert why.endswith(("what came is not Redis's protocol", "a reply came that nobody waits for")), why
 
     play(test())
