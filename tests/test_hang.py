@@ -139,24 +139,24 @@ def test_a_worker_that_hangs_is_killed_and_replaced(server: servers.Redis, which
 
 
 def test_a_worker_that_waits_for_redis_does_not_hang(server: servers.Redis) -> None:
-    flags = "--redis-url", server.url, "--workers", "2", "--window", long_window(), "--worker-timeout", "1"
-    with support.verve(*flags, "--request-timeout", "2") as program:
+    flags = "--redis-url", server.url, "--workers", "2", "--window", long_window(), *SHORT
+    with support.verve(*flags, "--request-timeout", "3") as program:
         at_work(program, server, 2)
         pids = workers(program)
         server.freeze()
         with one_of_each(program) as clients:
             for client in clients.values():
                 client.send(support.accept(7))
-            assert [client.receive()[0].status for client in clients.values()] == [503, 503]  # 2 s later
+            assert [client.receive()[0].status for client in clients.values()] == [503, 503]  # 3 s later
         server.thaw()
         assert workers(program) == pids
 
 
 def test_a_parent_that_was_stopped_kills_nobody(server: servers.Redis) -> None:
-    with started(server, 2, "--worker-timeout", "1") as program, one_of_each(program) as clients:
+    with started(server, 2, *SHORT) as program, one_of_each(program) as clients:
         pids = workers(program)
         program.freeze()
-        until = time.monotonic() + 1.5
+        until = time.monotonic() + 2.5
         number = 0
         while time.monotonic() < until:
             for client in clients.values():

@@ -20,7 +20,7 @@ from support import PATH, Client, accept, get, verve
 
 import settings
 
-DAY = ("--window", "86400")  # for tests that send an id twice, lest a window end between
+DAY = ("--window", "86400")  # for tests that send an id twice: no window ends between
 
 
 def failed_to_start(result: subprocess.CompletedProcess[str], status: int) -> str:

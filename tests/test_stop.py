@@ -21,7 +21,7 @@ from operators import watched
 from processes import at_work, one_of_each, wait_until, workers
 from support import Client, Program, accept, verve
 
-DAY = ("--window", "86400")  # for tests that send an id twice, lest a window end between
+DAY = ("--window", "86400")  # for tests that send an id twice: no window ends between
 QUIET = 0.3  # seconds; after a pause this long a stopping server may well have closed an idle connection
 
 
