@@ -244,7 +244,7 @@ class _Connection(asyncio.Protocol):
         assert self.transport is not None
         self._exchange = exchange
         self._heard = 0  # bytes of the answer
-        self._status = 0  # until the head is whole, of a response that is not interim (RFC 9110, 15.2)
+        self._status = 0  # 0 until the head of the response is whole; interim responses (RFC 9110, 15.2) do not count
         self._retry_after = ""
         self._complete = self._persists = False
         self.deadline = self.origin.client.loop.time() + EXCHANGE_TIME
@@ -300,7 +300,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._complete:
-            raise ValueError("more than was asked for")  # which ends the parsing: it is not to be trusted further
+            raise ValueError("more than was asked for")  # which ends the parsing: what follows can't be trusted
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"retry-after":
@@ -352,10 +352,10 @@ class _Origin:
         client.spawn(self._connect())
 
     def free(self, connection: _Connection) -> None:
-        """Give a connection that has nothing more to do the next exchange, or keep it."""
+        """Give a connection that has ended its exchange the next one, keep it, or close it for another origin."""
         connection.used = True
         if self.queue and self.queue[0].fresh:
-            connection.close()  # as old as the one that was closed
+            connection.close()  # an old one: its peer may have closed it, too
         elif self.client.hungry and (len(self.connections) > 1 or not self.queue):
             connection.close()  # its place goes to an origin that has none
         elif self.queue:
@@ -365,9 +365,9 @@ class _Origin:
             self.idle.append(connection)
 
     def retry(self, exchange: _Exchange) -> None:
-        """Carry an exchange out again, on a fresh connection."""
+        """Carry out an exchange again, on a new connection."""
         exchange.fresh = True
-        while self.idle:  # they are as old as the one that was closed
+        while self.idle:  # their peer may have closed them, too
             self.idle.pop().close()
         self.queue.appendleft(exchange)
         self.grow()
@@ -375,7 +375,7 @@ class _Origin:
     def lost(self, connection: _Connection) -> None:
         """Forget a connection."""
         if connection not in self.connections:
-            return  # it went before it was handed over: `_connect` sees to that
+            return  # it was lost while it was opened: `_connect` handles that
         self.connections.remove(connection)
         if connection in self.idle:
             self.idle.remove(connection)
@@ -450,10 +450,10 @@ class _Origin:
 
 
 class Client:
-    """Exchanges with any number of origins."""
+    """Sends requests to any number of origins."""
 
     def __init__(self, guard: Guard, per_origin: int = CONNECTIONS, in_all: int = ALL_CONNECTIONS) -> None:
-        """At most so many connections are open, to one origin and to all."""
+        """`per_origin` and `in_all` bound the connections that are open, to one origin and to all."""
         self.guard = guard
         self.per_origin = per_origin
         self.in_all = in_all
@@ -462,7 +462,7 @@ class Client:
         self.pending = 0  # exchanges that wait or are under way
         self._origins: dict[tuple[bool, str, int], _Origin] = {}
         self.hungry: dict[_Origin, None] = {}  # origins that wait for their first connection; an ordered set
-        self._names: dict[str, tuple[float, asyncio.Task[list[Address]]]] = {}  # when, and what, was looked up
+        self._names: dict[str, tuple[float, asyncio.Task[list[Address]]]] = {}  # time and result of the look-ups
         self._resolvers = ThreadPoolExecutor(LOOKUPS, "resolver")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._settled = asyncio.Event()
@@ -478,7 +478,7 @@ class Client:
         return tls
 
     def send(self, url: Url, request: bytes, done: Done, *, repeatable: bool) -> None:
-        """Send a request to the URL's origin; `done` is called once, never from within, with the response or the error.
+        """Send a request to the URL's origin. Later `done` is called once, with the response or the error.
 
         What is `repeatable` may arrive twice: GET always is (RFC 9110, 9.2.2).
         """
@@ -497,7 +497,7 @@ class Client:
         answer: asyncio.Future[Response | OutboundError] = self.loop.create_future()
 
         def done(result: Response | OutboundError) -> None:
-            if not answer.done():  # who waited may have gone
+            if not answer.done():  # the caller may have been cancelled
                 answer.set_result(result)
 
         self.send(url, request, done, repeatable=True)
@@ -579,7 +579,7 @@ class Client:
                 connection.close("stopped")
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run a coroutine in the background, and keep hold of it."""
+        """Run a coroutine in the background, with a reference that keeps it alive."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -604,6 +604,6 @@ class Client:
 
 
 def resolve(host: str) -> list[Address]:
-    """Look a host up, waiting for it; return its addresses. Raises OSError."""
+    """Look a host up, which blocks; return its addresses. Raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(ip_address(address[0]) for *_, address in found))

@@ -48,9 +48,9 @@ MAX_RETRY_AFTER = 600.0  # seconds: a Retry-After that asks for more is taken fo
 HURRY = 0.5  # seconds between attempts of a process that stops
 MAX_REPORTS = 10_080  # reports kept in memory for a receiver that is away: a week of minutes
 MAX_CALLBACKS = 50_000  # callbacks that wait or are under way: some 40 MB, 300 with the longest URLs
-MAX_ORIGIN = 20_000  # of which to one origin
-FAILURES = 5  # exchanges in a row without an answer, after which an origin gets no callbacks for a while
-PAUSE = 5.0  # seconds of that while
+MAX_ORIGIN = 20_000  # the same for one origin
+FAILURES = 5  # exchanges in a row without an answer, after which an origin gets no callbacks
+PAUSE = 5.0  # seconds for which it gets none
 MAX_FAILING = 1000  # origins whose failures are remembered
 LINES = 3  # log lines a second about callbacks that failed
 
@@ -63,7 +63,7 @@ def iso(start: int) -> str:
 
 
 def log_count(start: int, count: int, *, final: bool = True) -> None:
-    """Log the count of a window; `final` unless the window went on without this process."""
+    """Log the count of a window; it is not `final` if the process stops before the window ends."""
     window = iso(start)
     note = "" if final else " (not final: stopped before the window's end)"
     log.info("unique ids in %s: %d%s", window, count, note, extra={"window": window, "count": count, "final": final})
@@ -124,7 +124,7 @@ class Outbox(Protocol):
         """Wait until everything is delivered that no other process would deliver."""
 
     async def close(self) -> None:
-        """Let another deliver what is left."""
+        """Let another process deliver what is left."""
 
 
 class MemoryOutbox:
@@ -382,7 +382,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class FileHandler(logging.handlers.WatchedFileHandler):
-    """A file that may be moved away. While it can't be written, lines go to stderr, and once the reason."""
+    """A log file that may be moved away. While it can't be written, lines go to stderr, the reason once."""
 
     before = trouble = ""  # why the last line could not be written, and why this one
 

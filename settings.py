@@ -37,7 +37,7 @@ __all__ = ["VERSION", "Settings", "load", "unknown_variables"]
 
 T = TypeVar("T")
 
-VERSION = "1.1.0"  # the one place; CHANGELOG.md tells what it brought
+VERSION = "1.1.0"  # stands only here; CHANGELOG.md says what it brought
 DAY = 86400  # seconds; the longest window and the longest time-out
 SECRET_BYTES = range(24, 65)  # Standard Webhooks: "between 24 bytes (192 bits) and 64 bytes (512 bits)"
 SHOWN_CHARACTERS = 60  # of a refused value: enough to recognise it in one line
@@ -185,7 +185,7 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
 def flag(
     group: str, metavar: str, read: Callable[[str], T], default: str, about: str, words: str = "", hidden: bool = False
 ) -> T:
-    """Return a field of Settings. `default` is as a user would write it, `words` tell it where that reads badly."""
+    """Return a field of Settings. `default` is text as a user writes it; --help shows `words` instead, if given."""
     told = f"{default}s" if metavar == "SECONDS" else words or default
     shown = {"metavar": metavar, "help": f"{about} [{told}]"}
     return field(default=read(default), repr=not hidden, metadata={"group": group, "read": read, "shown": shown})
@@ -276,7 +276,7 @@ def shown(text: str) -> str:
 
 def unexpected(word: str) -> str:
     name = word.partition("=")[0][: SHOWN_CHARACTERS + 1]  # what follows may be a secret
-    if not name.startswith("-"):  # and so may this, after a misspelt flag
+    if not name.startswith("-"):  # after a misspelt flag, this may be a secret
         return "expected --flag value, got a value without a flag"
     near = difflib.get_close_matches(name, [flag_name(setting.name) for setting in fields(Settings)], 1)
     return f"unknown flag {shown(name)}; " + (f"did you mean {near[0]}?" if near else "--help lists all")
@@ -310,7 +310,7 @@ def variable(name: str) -> str:
 
 
 def find(setting: Field[Any], from_flag: Any, environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """Where a setting's text comes from, to name it in an error, and the text; None if it is not given.
+    """Return where a setting's text comes from, for errors, and the text, or None if it is not given.
 
     Raises ValueError, in words that name the source, if it is given twice or its file can't be read.
     """
@@ -335,7 +335,7 @@ def find(setting: Field[Any], from_flag: Any, environ: Mapping[str, str]) -> tup
 
 
 def read_secret(source: str, path: str) -> str:
-    """The text of a file, without the newline at its end. Neither the text nor the path is in an error's words."""
+    """Return the text of a file, without the newline at its end. Raises ValueError that shows neither text nor path."""
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
             text = file.read(MAX_SECRET + 1)
@@ -349,7 +349,7 @@ def read_secret(source: str, path: str) -> str:
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> str:
-    """One line that names the variables VERVE_... that are no settings, and what each may be meant for; or nothing."""
+    """Return a line that names the variables VERVE_... that are no settings, and the nearest setting; or ""."""
     environ = os.environ if environ is None else environ
     known = [setting.name.upper() for setting in fields(Settings)]
     known += [setting.name.upper() + "_FILE" for setting in fields(Settings) if not setting.repr]

@@ -164,7 +164,7 @@ MUTANTS = [
     ),
     Mutant(
         "outbound.py",
-        "        if self.queue and self.queue[0].fresh:\n            connection.close()  # as old as the one that was closed\n        elif",
+        "        if self.queue and self.queue[0].fresh:\n            connection.close()  # an old one: its peer may have closed it, too\n        elif",
         "        if",
         CONNECTIONS,
         "the second try goes to another old connection",
