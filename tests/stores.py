@@ -48,7 +48,7 @@ seeds = pytest.mark.parametrize("seed", range(1, 1 + int(os.environ.get("SEEDS",
 # Redis, looked at from outside
 
 
-def ask(server: servers.Redis, *words: str | int) -> Any:
+def ask(server: servers.Redis, *words: str | bytes | int) -> Any:
     """Have Redis carry out a command."""
     with server.client() as client:
         return client.execute_command(*words)
