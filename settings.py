@@ -44,7 +44,7 @@ SHOWN_CHARACTERS = 60  # of a refused value: enough to recognise it in one line
 MAX_SECRET = 8192  # characters of a file that holds a secret
 NAMED = 5  # unknown variables that a warning names; Kubernetes sets a dozen for a Service that is called verve
 LINK = ("REDIS_PORT_6379_TCP_ADDR", "REDIS_PORT_6379_TCP_PORT")  # as docker's --link NAME:redis sets them
-TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")  # of redis-py's URLs
+TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")  # of redis-py's URLs
 LEVELS = "debug, info, warning or error"
 
 # RFC 3986, appendix B, without user and password, in which brackets are written %5B and %5D.

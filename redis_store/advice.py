@@ -1,20 +1,39 @@
-"""What an error of Redis means, and what to do about it, in one line.
+"""What an error of Redis, or of the connection to it, means, and what to do about it, in one line.
 
-Redis answers with an error whose first word tells its kind. Operators get what it means and the remedy first, then
-Redis's own words, without anything that Redis repeats of what it was sent: that may be a password, or ids.
+Operators get what it means and the remedy first, then the error's own words, without anything that Redis repeats of
+what it was sent: that may be a password, or ids. Where there is a remedy, waiting alone does not help.
 """
+
+import re
 
 from redis import ResponseError
 
-ADVICE = {
-    "OOM": "Redis is out of memory: raise its maxmemory, or count shorter windows",
-    "MISCONF": "Redis can't save its data and takes no writes: see its log and disk",
-    "READONLY": "this Redis is a replica: let --redis-url name the primary",
-    "LOADING": "Redis is loading its data",
-    "NOAUTH": "Redis asks for a password: put it into --redis-url",
-    "WRONGPASS": "Redis does not know this user and password: correct --redis-url",
-    "NOPERM": "the Redis user may not do this: see docs/operations.md for what it needs",
-    "WRONGTYPE": "keys of this prefix are used for something else: choose another --key-prefix",
+ADVICE = {  # by a regular expression that is found in the error's words
+    "^OOM ": "Redis is out of memory: raise its maxmemory, or count shorter windows",
+    "^MISCONF ": "Redis can't save its data and takes no writes: see its log and disk",
+    "^READONLY ": "this Redis is a replica: let --redis-url name the primary",
+    "^LOADING ": "Redis is loading its data",
+    "^NOAUTH ": "Redis asks for a password: put it into --redis-url",
+    "^WRONGPASS ": "Redis does not know this user and password: correct --redis-url",
+    "^ERR AUTH .* without any password": "Redis has no password: take the one in --redis-url out",
+    "^NOPERM ": "the Redis user may not do this: see docs/operations.md for what it needs",
+    "^WRONGTYPE ": "keys of this prefix are used for something else: choose another --key-prefix",
+    "^ERR DB index is out of range": "Redis has no database of this number: name a smaller one in --redis-url",
+    "^it is a node of a cluster": "clusters are not supported yet: let --redis-url name a Redis that is not in one",
+    "^it is a sentinel": "a sentinel counts nothing: let --redis-url name the primary",
+    "^a connection without TLS is not": "this Redis expects TLS: write rediss:// in place of redis:// in --redis-url",
+    "^TLS is not": "this Redis expects no TLS: write redis:// in place of rediss:// in --redis-url",
+    "^can't use ssl_": "a file that --redis-url names for TLS can't be used: correct its name, rights or content",
+    "certificate has expired|certificate is not yet valid": "Redis's certificate is not valid now: renew it, or set "
+    "the clock",
+    "mismatch, certificate is not valid for": "Redis's certificate is for another name: write one that it has in "
+    "--redis-url, or add ssl_check_hostname=false",
+    "CERTIFICATE_VERIFY_FAILED": "Redis's certificate is signed by an authority that is not trusted: name the "
+    "authority's file in --redis-url as ssl_ca_certs",
+    "alert (certificate required|handshake failure)": "Redis asks for a client's certificate: name its files in "
+    "--redis-url as ssl_certfile and ssl_keyfile",
+    "alert (unknown ca|bad certificate|certificate unknown)": "Redis does not take this client's certificate: name "
+    "another in --redis-url as ssl_certfile and ssl_keyfile",
 }
 LINK_ERRORS = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")  # another connection may be better
 
@@ -28,7 +47,7 @@ def advise(error: BaseException) -> str:
     """Return what an error means and what to do, in one line of printable text."""
     words = str(error).partition(", with args beginning with")[0] or type(error).__name__
     text = " ".join(ascii(words)[1:-1].split())[:200]
-    advice = ADVICE.get(code_of(error))
+    advice = next((advice for pattern, advice in ADVICE.items() if re.search(pattern, words)), "")
     return f"{advice} ({text})" if advice else text
 
 

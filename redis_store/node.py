@@ -1,6 +1,7 @@
 """One primary of Redis: the connection to it, made again whenever it is lost, and what has to come first on each.
 
-1. Connect; look at the version, the server's `run_id`, and whether it may drop keys when memory is full.
+1. Connect; look at what kind of server it is, its version and `run_id`, and whether it may drop keys when memory is
+   full; select the database.
 2. Arrive: read the server's mark, which says who it is and when it may have lost data last. A mark that is missing, or
    another server's, or another than the one under which this process stored its ids last, is a possible loss: the
    server then closes nothing for the fleet's patience.
@@ -41,6 +42,7 @@ ARRIVAL = 1.0  # seconds to connect, and again to the first answer: with the wai
 PROBE = 0.5  # seconds from one look at the mark to the next
 RETURN = 2.0  # seconds in which a server that was away is found to be back
 RECONNECT = 0.5  # seconds that connecting and arriving take at most, where there is a server that answers
+KINDS = {"cluster": "a node of a cluster", "sentinel": "a sentinel"}  # of servers that keep no counts, by their mode
 SETTLE_ALL = 60.0  # seconds after a loss in which settling may be prolonged by those who still bring ids back
 
 log = logging.getLogger("verve.store")
@@ -205,10 +207,17 @@ class Node:
         self.ready.set()
 
     async def _check(self) -> str:
-        """Refuse a server that is too old, warn of one that may drop ids; return its run_id."""
-        asked = ("INFO", "server"), ("INFO", "memory")
-        server, memory = good(await self.ask(asked, self._loop.time() + ARRIVAL))
+        """Refuse a server of no use, warn of one that may drop ids; select the database; return the server's run_id."""
+        asked: list[Command] = [("INFO", "server"), ("INFO", "memory")]
+        if self._address.database:
+            asked.append(("SELECT", str(self._address.database)))
+        server, memory, *selected = await self.ask(asked, self._loop.time() + ARRIVAL)
+        good([server, memory])
         info = dict(line.split(":", 1) for line in (server + memory).decode().splitlines() if ":" in line)
+        mode = info.get("redis_mode") or info.get("server_mode")  # the latter is Valkey's
+        if mode in KINDS:
+            raise redis.ConnectionError(f"it is {KINDS[mode]}")
+        good(selected)  # a cluster and a sentinel have one database
         version = info.get("redis_version", "0")
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
             raise StoreError(f"Redis {version} is too old: expected {'.'.join(map(str, OLDEST))} or newer, or Valkey")

@@ -28,6 +28,7 @@ def address(url: str) -> Address:
         ca_certs=options.get("ssl_ca_certs"),
         certfile=options.get("ssl_certfile"),
         keyfile=options.get("ssl_keyfile"),
+        check_hostname=options.get("ssl_check_hostname", True),
     )
 
 

@@ -1,7 +1,7 @@
 """One connection to a Redis server: commands out, and their replies back in the same order (RESP2).
 
-`connect` opens it: TCP, TLS or a unix socket, then AUTH, SELECT and CLIENT SETNAME. From then on a *trip* is some
-commands that are sent together, and the replies to them. Several trips can be under way: Redis answers in order, so
+`connect` opens it: TCP, TLS or a unix socket, then AUTH and CLIENT SETNAME. From then on a *trip* is some commands that
+are sent together, and the replies to them. Several trips can be under way: Redis answers in order, so
 the oldest trip has the next reply. Nothing here knows of windows or ids.
 
 A trip ends with its replies, errors among them as they stand, or with the loss of the connection. When one is not
@@ -27,6 +27,7 @@ import redis
 LATE = 0.05  # seconds past a deadline in which a reply is read that came while this process did other things
 MAX_DEPTH = 8  # arrays in arrays of one reply; XINFO and XRANGE have 4
 MAX_REPLY = 64 * 2**20  # bytes of one reply; none that is asked for here has more than some 1 MiB
+DOUBT = 0.3  # seconds to find out whether a port expects TLS, when there was no connection with it or without it
 
 Command = Sequence[str | bytes]
 Outcome = list[Any] | Exception  # of a trip: its replies, or why there are none
@@ -44,9 +45,10 @@ class Address:
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
     tls: bool = False
-    ca_certs: str | None = None  # files, PEM; without, the system's authorities
-    certfile: str | None = None
-    keyfile: str | None = None
+    ca_certs: str | None = None  # file, PEM, of the authorities that are trusted; without, the system's
+    certfile: str | None = None  # file, PEM: a certificate of this client, for servers that ask for one
+    keyfile: str | None = None  # file, PEM: its key; without, it is in `certfile`
+    check_hostname: bool = True  # whether the server's certificate must be for `host`
 
 
 class ShortError(Exception):
@@ -145,31 +147,46 @@ class Wire(asyncio.Protocol):
         self._received = data[pos:]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.abort(redis.ConnectionError("the connection was closed"))
+        words = f": {exc}" if isinstance(exc, ssl.SSLError) else ""
+        self.abort(redis.ConnectionError(f"the connection was closed{words}"))
 
 
 async def connect(address: Address, name: str, timeout: float) -> Wire:
-    """Return a new connection, named `name` in CLIENT LIST, within `timeout` seconds.
+    """Return a new connection, named `name` in CLIENT LIST, within `timeout` seconds, and as many for the first answer.
 
-    Raises TimeoutError, OSError, redis.ConnectionError, redis.ResponseError.
+    Raises TimeoutError, redis.ConnectionError, redis.ResponseError.
     """
+    try:
+        return await _greet(await _open(address, timeout), address, name, timeout)
+    except (TimeoutError, redis.ConnectionError) as error:
+        if not await _expects_other(address, error):
+            raise
+        words = "is not what this port expects, as a second try showed"
+        raise redis.ConnectionError(f"{'TLS' if address.tls else 'a connection without TLS'} {words}") from error
+
+
+async def _open(address: Address, timeout: float) -> Wire:
+    """Return a new connection on which nothing was said yet."""
     loop = asyncio.get_running_loop()
+    tls = _context(address) if address.tls else None
     async with asyncio.timeout(timeout):
         try:
             if address.path:
                 _, wire = await loop.create_unix_connection(Wire, address.path)
             else:
-                tls = _context(address) if address.tls else None
                 _, wire = await loop.create_connection(Wire, address.host, address.port, ssl=tls)
         except OSError as error:
             raise redis.ConnectionError(_reason(address, error)) from error
-    commands = []
-    if address.password:
-        commands.append(("AUTH", *filter(None, [address.username]), address.password))
-    if address.database:
-        commands.append(("SELECT", str(address.database)))
+    return wire
+
+
+async def _greet(wire: Wire, address: Address, name: str, timeout: float) -> Wire:
+    """Say who we are; return the connection, or end it."""
+    commands = [("AUTH", *filter(None, [address.username]), address.password)] if address.password else []
     try:
-        *replies, _ = await wire.ask([*commands, ("CLIENT", "SETNAME", name)], loop.time() + timeout)
+        *replies, _ = await wire.ask(
+            [*commands, ("CLIENT", "SETNAME", name)], asyncio.get_running_loop().time() + timeout
+        )
         good(replies)  # that the server keeps no names matters to nobody
     except BaseException as error:
         wire.abort(redis.ConnectionError(str(error)))
@@ -178,20 +195,55 @@ async def connect(address: Address, name: str, timeout: float) -> Wire:
 
 
 def _context(address: Address) -> ssl.SSLContext:
-    """Return what TLS needs. Raises OSError if a file can't be read."""
-    context = ssl.create_default_context()
-    if address.ca_certs:
-        context.load_verify_locations(address.ca_certs)
-    if address.certfile:
-        context.load_cert_chain(address.certfile, address.keyfile)
+    """Return what TLS needs. Raises redis.ConnectionError if a file can't be used."""
+    named = f"ssl_ca_certs={address.ca_certs}"
+    try:
+        context = ssl.create_default_context(cafile=address.ca_certs)
+        if address.certfile:
+            named = f"ssl_certfile={address.certfile}" + (f", ssl_keyfile={address.keyfile}" if address.keyfile else "")
+            context.load_cert_chain(address.certfile, address.keyfile, password="")  # or OpenSSL asks the terminal
+    except OSError as error:
+        raise redis.ConnectionError(f"can't use {named}: {_words(error)}") from error
+    context.check_hostname = address.check_hostname
     return context
 
 
 def _reason(address: Address, error: OSError) -> str:
     """Return why there is no connection, in words."""
-    at = address.path or f"{address.host}:{address.port}"
+    return f"can't connect to {address.path or f'{address.host}:{address.port}'}: {_words(error)}"
+
+
+def _words(error: OSError) -> str:
     known = error.errno is not None and not isinstance(error, ssl.SSLError | socket.gaierror)
-    return f"can't connect to {at}: {strerror(cast(int, error.errno)) if known else error.strerror or error}"
+    return strerror(cast(int, error.errno)) if known else error.strerror or str(error)
+
+
+async def _expects_other(address: Address, error: Exception) -> bool:
+    """Whether a port that could not be spoken to with TLS answers without it, or the other way round.
+
+    A server that waits for TLS closes a connection without it, or resets it; one that does not may wait for the end of
+    a line. So only to try it tells for certain. Nothing is sent but PING.
+    """
+    cause = error.__cause__
+    failed = isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLCertVerificationError)
+    if address.path or not (isinstance(error, TimeoutError) or failed if address.tls else cause is None):
+        return False
+    context = None if address.tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if context is not None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(DOUBT):
+            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
+            try:
+                writer.write(b"PING\r\n")
+                return not address.tls or await reader.read(1) in (b"+", b"-")
+            finally:
+                writer.transport.abort()
+    except ssl.SSLError as refused:
+        return "ALERT" in (refused.reason or "")
+    except OSError:  # TimeoutError is one
+        return False
 
 
 def good(replies: list[Any]) -> list[Any]:
