@@ -205,7 +205,7 @@ def _judge_headers(method: bytes, target: bytes, old: bool, section: bytes) -> H
         elif name == b"expect":
             expects = value == b"100-continue" and not old
         else:
-            options = [option.strip(b" \t") for option in value.split(b",")]
+            options = value.replace(b"\t", b" ").replace(b",", b" ").split(b" ")  # `x close` is no list, but closes
             closes = closes or b"close" in options
             asked = asked or b"keep-alive" in options
     if not (hosts or old):

@@ -42,6 +42,7 @@ HEADS: dict[bytes, Head | Fault | None] = {
         b"CONNECT", b"a:80", old=False, keeps=False
     ),
     b"BREW / HTTP/1.1\r\n": Head(b"BREW", b"/", old=False, keeps=False),
+    b"GET / HTTP/1.0\r\nConnection: keep-alive,x\tclose\r\n\r\n": Head(b"GET", b"/", old=True, keeps=False),
     b"GET / HTTP/1.0\r\nConnection: keep-alive\r\nConnection: x\r\n\r\n": Head(b"GET", b"/", old=True, keeps=True),
     b"\x16\x03\x01": Fault.MALFORMED,
     b"G@": Fault.MALFORMED,
@@ -276,6 +277,19 @@ def test_what_the_short_way_takes(headers: bytes) -> None:
     assert not compare(GET + headers)
     assert not compare(b"HEAD" + (GET + headers + b"\r\n")[3:])
     assert headers.count(b"\n") <= MAX_HEADERS
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"Content-Length: 5", b"content-length:0", b"CONTENT-LENGTH: 1", b"Transfer-Encoding: chunked", b"Host: a"),
+        *(b"transfer-encoding:x", b"Connection: close", b"connection: keep-alive, close", b"Connection:keep-alivex"),
+        *(b"X : y", b"X: \0", b"X: a\nb", b"X: a\rb", b"X", b": y", b" X: y"),
+    ],
+)
+def test_what_the_short_way_leaves_to_the_long_one(line: bytes) -> None:
+    for headers in (line + b"\r\n" + HOST, HOST + line + b"\r\n", b"X: y\r\n" + HOST + b"X: y\r\n" + line + b"\r\n"):
+        assert not compare(GET + headers + b"\r\n")
 
 
 def test_the_short_way_never_takes_more_than_its_bounds() -> None:
