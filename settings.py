@@ -136,12 +136,14 @@ def redis(text: str) -> str:
     if match is None:
         raise ValueError(expected)
     scheme, server, path, query = match[1].lower(), match[2], match[3], match[4] or ""
-    databases = []
-    for name, _, value in (option.partition("=") for option in query.split("&") if option):
-        if name == "db":
-            databases.append(value)
-        elif name not in TLS_OPTIONS or scheme != "rediss":
-            raise ValueError(f"no options after ? but db and, with rediss://, {', '.join(TLS_OPTIONS)}")
+    options = [(name, value) for name, _, value in (option.partition("=") for option in query.split("&") if option)]
+    databases = [value for name, value in options if name == "db"]
+    if not {name for name, _ in options} <= {"db", *(TLS_OPTIONS if scheme == "rediss" else ())}:
+        raise ValueError(f"no options after ? but db and, with rediss://, {', '.join(TLS_OPTIONS)}")
+    if not all(re.fullmatch("(?i:true|false)", value) for name, value in options if name == "ssl_check_hostname"):
+        raise ValueError("true or false for ssl_check_hostname")
+    if dict(options).get("ssl_keyfile") and not dict(options).get("ssl_certfile"):
+        raise ValueError("ssl_certfile beside ssl_keyfile")
     if scheme in ("redis", "rediss"):
         host_port(server, expected + " (/ in a password is written %2F)")
         databases += [path[1:]] if len(path) > 1 else []
@@ -251,6 +253,9 @@ RULES = (
     "variable counts as unset; an empty flag (--report-url '') means none, where there can be none.",
     "Secrets are better kept out of the command line, which every user of the machine can read: VERVE_REDIS_URL_FILE, "
     "VERVE_REPORT_URL_FILE and VERVE_REPORT_SECRET_FILE name files that hold them.",
+    "With rediss://, what TLS needs stands behind a ? with & between: ssl_ca_certs=PATH (the authorities to trust, "
+    "in place of the system's), ssl_certfile=PATH and ssl_keyfile=PATH (a certificate of this client and its key), "
+    "ssl_check_hostname=false (take a certificate for another name).",
     f"Without --redis-url, REDIS_URL is used, and then docker's link pair {LINK[0]} and {LINK[1]}; "
     "--redis-url '' counts in memory whatever they say.",
 )
