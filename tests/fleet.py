@@ -149,6 +149,7 @@ class Fleet:
         self.absent: list[tuple[float, float]] = []  # from when until when no instance lived
         self.over = False  # nothing more is to be sent
         self.excused = 0  # ids that may be gone
+        self.proxies: list[servers.Proxy] = []  # one before each instance, if there are any
         self._ends: dict[int, contextlib.ExitStack] = {}
         self._next = self.random.randrange(-(2**62), 2**62)
 
@@ -157,9 +158,12 @@ class Fleet:
 
     # What is done to the instances; these block
 
-    def url(self, _: int) -> str:
+    def url(self, number: int) -> str:
         """Return where an instance is to find Redis."""
-        return self.server.url
+        return self.proxies[number].url if self.proxies else self.server.url
+
+    def put_proxies(self) -> None:
+        self.proxies = [servers.Proxy(self.server.port) for _ in range(self.size)]
 
     def start(self, number: int) -> None:
         with contextlib.ExitStack() as stack:
@@ -193,6 +197,8 @@ class Fleet:
             program.end()
         for stack in self._ends.values():
             stack.close()
+        for proxy in self.proxies:
+            proxy.__exit__()
 
     def workers_of(self, program: support.Program) -> list[int]:
         """Return the processes of an instance that serve, as soon as there are as many as there should be."""
@@ -222,6 +228,29 @@ class Fleet:
         with self.server.client() as client:
             while not client.xread({"verve:reports": f"{start * 1000 - 1}-0"}, count=1, block=1000):
                 assert time.monotonic() < until, f"the window at {start} is not reported"
+
+    async def told_all(self) -> None:
+        """Wait until every instance has told a window that was open just now: nothing settles any more."""
+        window = self.open()
+        for program in self.programs.values():
+            await asyncio.to_thread(program.log.wait_for, f"unique ids in {name_of(window)}:")
+
+    async def noticed(self, fault: Callable[[], object]) -> None:
+        """Do a fault, and wait until every instance has found Redis again."""
+        seen = [len(program.log.all) for program in self.programs.values()]
+        await asyncio.to_thread(fault)
+        for program, start in zip(self.programs.values(), seen, strict=True):
+            await asyncio.to_thread(program.log.wait_for, "Redis is back", start)
+
+    def lead(self, server: servers.Redis, apart: float) -> None:
+        """Lead all instances to another server, up to so many seconds one after the other."""
+        for proxy in self.proxies:
+            proxy.refuse = True
+            proxy.cut()
+        for proxy in self.random.sample(self.proxies, self.size):
+            proxy.lead_to(server.port)
+            proxy.refuse = False
+            time.sleep(self.random.uniform(0, apart))
 
     async def pause(self, least: float, most: float) -> None:
         await asyncio.sleep(self.random.uniform(least, most))
@@ -418,6 +447,111 @@ async def outage(fleet: Fleet, seconds: float) -> None:
     fleet.check()
 
 
+def tell_redis(server: servers.Redis, *words: str | int) -> None:
+    with server.client() as client:
+        client.execute_command(*words)
+
+
+async def full_and_cut(fleet: Fleet, seconds: float) -> None:
+    """Memory is full, and all links break at once; the window's end makes room all the same."""
+    async with fleet.load():
+        for _ in during(seconds):
+            await fleet.pause(0.5, 2)
+            last = fleet.open()
+            tell_redis(fleet.server, "CONFIG", "SET", "maxmemory", 1)
+            await fleet.pause(0, 0.5)
+            tell_redis(fleet.server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await asyncio.to_thread(fleet.wait_for_report, last)
+            tell_redis(fleet.server, "CONFIG", "SET", "maxmemory", 0)
+            fleet.deeds["cuts in full memory"] += 1
+    fleet.check()
+
+
+async def swapped(fleet: Fleet, seconds: float) -> None:
+    """SWAPDB there and back, over an edge."""
+    async with fleet.load():
+        for _ in during(seconds):
+            await fleet.told_all()
+            await fleet.noticed(functools.partial(tell_redis, fleet.server, "SWAPDB", 0, 1))
+            await fleet.into_window(-0.3)
+            await fleet.noticed(functools.partial(tell_redis, fleet.server, "SWAPDB", 0, 1))
+            fleet.deeds["databases swapped and back"] += 1
+    fleet.check_with_logs()
+
+
+async def flushed_and_stopped(fleet: Fleet, seconds: float) -> None:
+    """FLUSHALL, and a moment later a stop: it ends with status 0, and nothing is lost."""
+    async with fleet.load():
+        for _ in during(seconds):
+            await fleet.told_all()
+            number = fleet.random.randrange(fleet.size)
+            tell_redis(fleet.server, "FLUSHALL")
+            await fleet.pause(0, 0.6)
+            await asyncio.to_thread(fleet.stop, number)
+            await asyncio.to_thread(fleet.start, number)
+            fleet.deeds["flushed and stopped"] += 1
+    fleet.check_with_logs()
+
+
+async def barred(fleet: Fleet, seconds: float) -> None:
+    """An entry of somebody else keeps reports out of the stream, until what the log says is done."""
+    async with fleet.load():
+        for _ in during(seconds):
+            await fleet.told_all()
+            program = fleet.programs[fleet.random.randrange(fleet.size)]
+            seen = len(program.log.all)
+            ahead = fleet.random.choice([0, 5, 86_400])
+            tell_redis(fleet.server, "XADD", "verve:reports", f"{int(1000 * (fleet.now() + ahead))}-0", "a", "b")
+            await asyncio.to_thread(program.log.wait_for, r"ERROR verve\.store: .*RENAME", seen)
+            await fleet.pause(0, 2 * fleet.window)
+            (line,) = [line for line in program.log.all[seen:] if "RENAME" in line]
+            for command in re.findall(r"\b(?:RENAME verve:[a-z:]+ [a-z:]+|DEL verve:[a-z:]+)", line):
+                tell_redis(fleet.server, *command.split())
+            fleet.deeds["entries of others"] += 1
+    fleet.check_with_logs()
+
+
+async def failed_back(fleet: Fleet, seconds: float) -> None:
+    """Clients are led to another server and back, around an edge; each lives on while it is left."""
+    with servers.Redis(fleet.server.engine) as other:
+        async with fleet.load():
+            for _ in during(seconds):
+                await fleet.told_all()
+                await fleet.noticed(functools.partial(fleet.lead, other, 0.0))
+                await fleet.into_window(-0.2)
+                await fleet.noticed(functools.partial(fleet.lead, fleet.server, 0.8))
+                tell_redis(other, "FLUSHALL")
+                fleet.deeds["failed over and back"] += 1
+    fleet.check_with_logs()
+
+
+async def promoted(fleet: Fleet, seconds: float) -> None:
+    """A replica that lagged is promoted; one instance's link is reset, the others' fall silent."""
+    with servers.Redis(fleet.server.engine) as second:
+        replica = second
+        async with fleet.load():
+            for _ in during(seconds):
+                await fleet.told_all()
+                primary = fleet.server
+                await asyncio.to_thread(replica.follow, primary)
+                tell_redis(primary, "WAIT", 1, 1000)
+                replica.lag(primary)
+                await fleet.pause(0.1, 0.5)
+                reset, *silent = fleet.random.sample(fleet.proxies, fleet.size)
+                for proxy in silent:
+                    proxy.silence()
+                await asyncio.to_thread(primary.kill)
+                await asyncio.to_thread(replica.lead)
+                fleet.server, replica = replica, primary
+                for proxy in fleet.proxies:
+                    proxy.lead_to(fleet.server.port)
+                await fleet.noticed(reset.cut)
+                await asyncio.to_thread(replica.start)
+                fleet.deeds["replicas promoted"] += 1
+        fleet.check_with_logs()
+        replica.kill()
+
+
 class Wave(NamedTuple):
     """Ids that were sent to every worker of every instance at once."""
 
@@ -526,6 +660,7 @@ class Plan(NamedTuple):
     workers: int
     window: int  # seconds
     persist: bool = False  # whether Redis does
+    proxies: bool = False  # whether there is one before each instance
 
 
 PLANS = {
@@ -535,6 +670,12 @@ PLANS = {
     "redis-killed": Plan(redis_killed, 2, 2, 1, persist=True),
     "redis-emptied": Plan(redis_emptied, 2, 1, 3),
     "outage": Plan(outage, 2, 2, 1),
+    "full-and-cut": Plan(full_and_cut, 2, 2, 2),
+    "swapped": Plan(swapped, 2, 1, 4),
+    "flushed-and-stopped": Plan(flushed_and_stopped, 2, 1, 2),
+    "barred": Plan(barred, 2, 1, 1),
+    "failed-back": Plan(failed_back, 2, 1, 4, proxies=True),
+    "promoted": Plan(promoted, 2, 1, 2, proxies=True),
     "waves": Plan(waves, 2, 2, 2),
 }
 
@@ -544,6 +685,8 @@ def run(name: str, seconds: float, seed: int, engine: str) -> str:
     plan = PLANS[name]
     with servers.Redis(engine, persist=plan.persist) as server:
         fleet = Fleet(server, seed, plan.size, plan.window, plan.workers)
+        if plan.proxies:
+            fleet.put_proxies()
         try:
             asyncio.run(plan.work(fleet, seconds))
         except BaseException as error:

@@ -13,12 +13,13 @@ done once; then, but not always, the instances are given the time to be back, wh
 
 Counts are never to be wrong; times are the machine's too, so `slack` seconds may be added to both (in the normal run
 of the tests, which test_soak.py is; here none). Data is lost only while both instances are connected: one that is cut
-off for longer than SETTLE of dedup.py, and has ids of a window that Redis lost meanwhile, brings them too late.
+off for longer than a Redis settles, and has ids of a window that Redis lost meanwhile, brings them too late.
 """
 
 import argparse
 import asyncio
 import random
+import re
 import shutil
 import sys
 import time
@@ -42,10 +43,11 @@ BACK = 2.0  # seconds until an instance takes ids again
 class Soak(fleet.Fleet):
     """Instances behind proxies, and what is measured of them."""
 
-    def __init__(self, server: servers.Redis, seed: int, slack: float) -> None:
+    def __init__(self, server: servers.Redis, other: servers.Redis, seed: int, slack: float) -> None:
         super().__init__(server, seed, SIZE, WINDOW, 1)
         self.slack = slack
-        self.proxies = [servers.Proxy(server.port) for _ in range(self.size)]
+        self.other = other  # to fail over to
+        self.put_proxies()
         self.slowest = 0.0  # answer, seconds, less what the instance had no processor
         self.starved = 0.0  # seconds of an answer that an instance had none
         self.longest = 0.0  # time until an instance was back, seconds
@@ -59,14 +61,6 @@ class Soak(fleet.Fleet):
             f"{super().__str__()}; slowest answer {self.slowest:.2f} s (besides up to {self.starved:.2f} s without a "
             f"processor), longest time to be back {self.longest:.2f} s"
         )
-
-    def url(self, number: int) -> str:
-        return self.proxies[number].url
-
-    def end(self) -> None:
-        super().end()
-        for proxy in self.proxies:
-            proxy.__exit__()
 
     # The load
 
@@ -200,6 +194,57 @@ async def unsafe(soak: Soak) -> None:
     soak.tell_redis("CONFIG", "SET", "min-replicas-to-write", 0)
 
 
+async def full_and_cut(soak: Soak) -> None:
+    """Memory is full, and all links break."""
+    soak.tell_redis("CONFIG", "SET", "maxmemory", 1)
+    soak.tell_redis("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await soak.last()
+    soak.tell_redis("CONFIG", "SET", "maxmemory", 0)
+
+
+async def swapped(soak: Soak) -> None:
+    """Two databases change places, and back when that was noticed."""
+    await soak.noticed(lambda: soak.tell_redis("SWAPDB", 0, 1))
+    await soak.pause(0, soak.window)
+    await soak.noticed(lambda: soak.tell_redis("SWAPDB", 0, 1))
+
+
+async def failed_back(soak: Soak) -> None:
+    """Another server takes over; then the first one does, which lived on."""
+    await soak.noticed(lambda: soak.lead(soak.other, 0.0))
+    await soak.pause(0, soak.window)
+    await soak.noticed(lambda: soak.lead(soak.server, 0.8))
+    with soak.other.client() as client:
+        client.flushall()
+
+
+async def barred(soak: Soak) -> None:
+    """An entry of somebody else keeps reports out of the stream, until what the log says is done."""
+    program = soak.programs[soak.random.randrange(soak.size)]
+    seen = len(program.log.all)
+    entry = int(1000 * (soak.now() + soak.random.choice([0, 5, 86_400])))
+    soak.tell_redis("XADD", "verve:reports", f"{entry}-0", "a", "b")
+    line = await asyncio.to_thread(program.log.wait_for, r"ERROR verve\.store: .*RENAME.*", seen)
+    await soak.last()
+
+    def mend() -> None:
+        for command in re.findall(r"\b(?:RENAME verve:[a-z:]+ [a-z:]+|DEL verve:[a-z:]+)", line[0]):
+            soak.tell_redis(*command.split())
+
+    await soak.noticed(mend)
+
+
+async def silent(soak: Soak) -> None:
+    """Some links fall silent, the others are reset."""
+    chosen = soak.some()
+    for proxy in soak.proxies:
+        if proxy in chosen:
+            proxy.silence()
+        else:
+            proxy.cut()
+    await asyncio.sleep(TIMEOUT)
+
+
 async def cut(soak: Soak) -> None:
     for proxy in soak.some():
         proxy.cut()
@@ -275,10 +320,15 @@ OF_REDIS: dict[str, Fault] = {
     "memory full": full,
     "read-only": read_only,
     "without a replica": unsafe,
+    "memory full and all links cut": full_and_cut,
+    "databases swapped and back": swapped,
+    "failed over and back": failed_back,
+    "an entry of others": barred,
 }
-ALONE = ("Redis emptied", "Redis flushed")
+ALONE = ("Redis emptied", "Redis flushed", "databases swapped and back", "failed over and back", "an entry of others")
 OF_THE_NETWORK: dict[str, Fault] = {
     "cut": cut,
+    "silent beside cut": silent,
     "cut before a batch": planned("before_command"),
     "cut in a batch": planned("inside_command"),
     "cut before a reply": planned("before_reply"),
@@ -306,8 +356,8 @@ async def play(soak: Soak, seconds: float) -> None:
 
 def run(seconds: float, seed: int, engine: str, slack: float = 0.0) -> str:
     """Soak; return what was done, counted and measured. Raises AssertionError if anything does not hold."""
-    with servers.Redis(engine, "--appendfsync", "everysec", persist=True) as server:
-        soak = Soak(server, seed, slack)
+    with servers.Redis(engine, "--appendfsync", "everysec", persist=True) as server, servers.Redis(engine) as other:
+        soak = Soak(server, other, seed, slack)
         try:
             asyncio.run(play(soak, seconds))
         except BaseException as error:

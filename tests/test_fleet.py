@@ -91,6 +91,12 @@ SHORT = {
     "redis-killed": 2.0,
     "redis-emptied": 0.0,
     "outage": 0.0,
+    "full-and-cut": 0.0,
+    "swapped": 0.0,
+    "flushed-and-stopped": 0.0,
+    "barred": 0.0,
+    "failed-back": 0.0,
+    "promoted": 0.0,
     "waves": 8.0,
 }
 
