@@ -320,7 +320,6 @@ class Connection(asyncio.Protocol):
         "_queued",
         "_request",
         "_spared",
-        "_tail",
         "_unread",
         "deadline",
         "ended",
@@ -328,6 +327,7 @@ class Connection(asyncio.Protocol):
         "replies",
         "served",
         "server",
+        "tail",
         "transport",
     )
 
@@ -344,7 +344,7 @@ class Connection(asyncio.Protocol):
         # What is being read.
         self._request: RequestReader | None = None  # a request that has begun and is not whole
         self._due = 0.0  # loop time by which it must have come
-        self._tail = b""  # what followed the digits of the last plain request
+        self.tail = b""  # what followed the digits of the last plain request
         # The turn.
         self._unread = b""  # put by: for a turn to come, or while too many answers wait or the peer takes none
         self._queued = False  # it waits for a turn
@@ -401,14 +401,14 @@ class Connection(asyncio.Protocol):
         server = self.server
         replies = self.replies
         if not (replies.slots or self._request or server.draining):
-            # A read that is one plain request, as nearly all are: 0.8 us if its tail is that of the last one, and 2.9
-            # with 12 headers that are not; one by one, as below, it takes 3.9.
-            tail = self._tail
+            # A read that is one plain request, as nearly all are: 0.8 us if its tail is that of the last one, and 2.7
+            # with 12 headers that are not; as below it takes 1.3 us more.
+            tail = self.tail
             digits = b""
             if tail and data.endswith(tail) and data.startswith(server.plain):
                 digits = data[len(server.plain) : -len(tail)]
             elif match := server.plain_get(data, 0, MAX_SIMPLE):
-                self._tail = data[match.end(1) : match.end()]
+                self.tail = data[match.end(1) : match.end()]
                 digits = match[1] if match.end() == len(data) else b""
             if digits.isdigit() and len(digits) <= MAX_DIGITS:
                 self.deadline = server.idle_deadline
@@ -435,7 +435,7 @@ class Connection(asyncio.Protocol):
         pos = 0
         slots = self.replies.slots
         if self._request is None and not self.server.draining:
-            pos, quantum = self._take_repeats(data, quantum)
+            pos, quantum = take_repeats(self, data, quantum)
         while pos < len(data) and not self.ended:
             over = quantum <= 0 or pos >= QUANTUM_BYTES
             if over or len(slots) >= MAX_OWED:
@@ -451,31 +451,6 @@ class Connection(asyncio.Protocol):
                 quantum -= self._request is None
         self._rearm()
         self._write()
-
-    def _take_repeats(self, data: bytes, quantum: int) -> tuple[int, int]:
-        """Take the plain requests that `data` begins with and that have the tail of the last one.
-
-        Return where the rest starts, and what is left of the quantum. Each takes 0.8 us, and as any other one 1.6.
-        """
-        server, replies, tail = self.server, self.replies, self._tail
-        slots, outcomes = replies.slots, server.outcomes
-        pos, begin = 0, len(server.plain)
-        while tail and quantum and len(slots) < MAX_OWED and data.startswith(server.plain, pos):
-            digits = _digits(data, pos + begin)
-            if digits is None or not data.startswith(tail, digits.end()):
-                break
-            pos = digits.end() + len(tail)
-            quantum -= 1
-            slot = Slot(self, KEEP) if slots else replies.lone
-            outcome = server.add(int(digits[0]), slot)
-            if outcome is None:
-                slots.append(slot)
-            elif slots:
-                replies.give(slot, outcomes.answers[outcome])
-            else:
-                outcomes.counts[outcome] += 1
-                replies.out.append(outcomes.kept[outcome])
-        return pos, quantum
 
     def _read_on(self, data: bytes, pos: int) -> int:
         """Go on with the request that has begun, or begin one; return where the rest of `data` starts."""
@@ -632,3 +607,29 @@ class Connection(asyncio.Protocol):
         self.replies.slots.clear()
         if self.transport is not None:
             self.transport.abort()
+
+
+def take_repeats(connection: Connection, data: bytes, quantum: int) -> tuple[int, int]:
+    """Take the plain requests of a connection that `data` begins with and that have the tail of the last one.
+
+    Return where the rest starts, and what is left of the quantum. Each takes 0.8 us, and as any other one 1.6.
+    """
+    server, replies, tail = connection.server, connection.replies, connection.tail
+    slots, outcomes = replies.slots, server.outcomes
+    pos, begin = 0, len(server.plain)
+    while tail and quantum and len(slots) < MAX_OWED and data.startswith(server.plain, pos):
+        digits = _digits(data, pos + begin)
+        if digits is None or not data.startswith(tail, digits.end()):
+            break
+        pos = digits.end() + len(tail)
+        quantum -= 1
+        slot = Slot(connection, KEEP) if slots else replies.lone
+        outcome = server.add(int(digits[0]), slot)
+        if outcome is None:
+            slots.append(slot)
+        elif slots:
+            replies.give(slot, outcomes.answers[outcome])
+        else:
+            outcomes.counts[outcome] += 1
+            replies.out.append(outcomes.kept[outcome])
+    return pos, quantum

@@ -369,8 +369,8 @@ MUTANTS = [
     ),
     Mutant(
         "http1.py",
-        "self._tail = data[match.end(1) : match.end()]",
-        "self._tail = data[match.end(1) :]",
+        "self.tail = data[match.end(1) : match.end()]",
+        "self.tail = data[match.end(1) :]",
         ("tests/test_http1_whatever.py",),
         "what once followed a request is skipped when it comes again",
     ),
@@ -412,7 +412,7 @@ MUTANTS = [
     ),
     Mutant(
         "http1.py",
-        "slot = Slot(self, KEEP) if slots else replies.lone",
+        "slot = Slot(connection, KEEP) if slots else replies.lone",
         "slot = replies.lone",
         ORDER,
         "two pipelined requests share a slot",
@@ -456,7 +456,7 @@ MUTANTS = [
         "http1.py",
         "given[answer.status] += self.outcomes.counts[outcome]",
         "given[answer.status] += 0",
-        DRAIN,
+        ENDPOINT,
         "the metrics lack requests that were answered at once",
     ),
     Mutant(
