@@ -54,8 +54,10 @@ class Peer:
         return request
 
     async def send(self, *pieces: bytes) -> None:
-        """Send pieces, each by itself."""
+        """Send pieces, each by itself. Raises ConnectionResetError if the client has closed."""
         for piece in pieces:
+            if self.writer.transport.is_closing():  # uvloop raises RuntimeError for a write to it
+                raise ConnectionResetError("the client has closed")
             self.writer.write(piece)
             await self.writer.drain()
             await asyncio.sleep(0)
@@ -235,7 +237,7 @@ class Net:
         for call in self.calls:
             assert len(call.results) == 1, call.results
         assert [client.pending for client in self.clients if client.pending] == []
-        assert self.errors == []
+        assert self.errors == [], self.errors
 
 
 class Names:
