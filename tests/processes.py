@@ -67,6 +67,20 @@ def inodes(pid: int) -> set[str]:
     return found
 
 
+def listeners(pid: int) -> int:
+    """Return how many descriptors of listening sockets a process has."""
+    listening = {
+        f"socket:[{line.split()[9]}]"
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A"
+    }
+    found = 0
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found += os.readlink(entry.path) in listening
+    return found
+
+
 def owner(client: support.Client, pids: list[int]) -> int | None:
     """Return the worker that has accepted a connection, if one has."""
     here, there = (f"0100007F:{sock[1]:04X}" for sock in (client.socket.getsockname(), client.socket.getpeername()))

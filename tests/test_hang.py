@@ -12,13 +12,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import servers
 import support
 from operators import patched, watched
-from processes import at_work, freeze, long_window, one_of_each, started, state, wait_until, workers
+from processes import at_work, freeze, listeners, long_window, one_of_each, started, state, wait_until, workers
 
 import workers as room
 
@@ -210,20 +209,6 @@ def test_operators_are_answered_while_the_first_worker_hangs(server: servers.Red
         wait_until(lambda: operators.ready() == (200, ["ready"]))
         wait_until(lambda: listeners(third) == listeners(second) == listeners(first) - 1)
         assert complaints(program) == []
-
-
-def listeners(pid: int) -> int:
-    """Return how many descriptors of listening sockets a process has."""
-    listening = {
-        f"socket:[{line.split()[9]}]"
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-        if line.split()[3] == "0A"
-    }
-    found = 0
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
-            found += os.readlink(entry.path) in listening
-    return found
 
 
 def test_a_successor_that_crashes_again_and_again_is_started_ever_more_rarely(server: servers.Redis) -> None:

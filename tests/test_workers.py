@@ -29,6 +29,7 @@ from processes import (
     follow,
     freeze,
     ids,
+    listeners,
     long_window,
     one_of_each,
     owner,
@@ -455,6 +456,7 @@ def test_ctrl_c_at_a_terminal_lets_the_workers_drain(server: servers.Redis) -> N
                 client.send(support.accept(7))
             os.killpg(program.pid, signal.SIGINT)
             program.log.wait_for("stopping")
+            wait_until(lambda: not listeners(program.pid))  # the parent has passed it on
             server.thaw()
             for client in clients.values():
                 see_drained(client)
