@@ -8,6 +8,7 @@ may be, and must be. What it finds is shrunk to a few steps and printed as a pro
 import asyncio
 import contextlib
 import functools
+import math
 import random
 import time
 import types
@@ -80,8 +81,8 @@ class Pace:
 
     most = 1
 
-    def allows(self, trips: int) -> bool:
-        return trips < self.most
+    def wait(self, trips: int) -> float:
+        return 0.0 if trips < self.most else math.inf
 
     def begun(self, now: float) -> None:
         pass
@@ -104,6 +105,7 @@ def small_world() -> Iterator[None]:
         patch.setattr(redis_store.node, "random", types.SimpleNamespace(uniform=lambda *_: 0.01))
         patch.setattr(redis_store.wire, "Wire", Link)
         patch.setattr(redis_store.batches, "Pace", Pace)
+        patch.setattr(Pace, "most", 1)
         small: dict[Any, dict[str, Any]] = {
             dedup: {"SHARDS": 3, "WIDTHS": [1]},
             redis_store: {"SHARDS": 3},
@@ -756,11 +758,13 @@ def check_model(server: servers.Redis, plays: int, seed: int) -> None:
     """Play; a failure tells the steps that lead to it, which can be played again by hand."""
     with small_world():
         for number in range(plays):
+            Pace.most = 1 + number % 3
             steps = draw_steps(random.Random(f"{seed} {number}"))
             error = play(server, steps)
             if error:
                 steps, error = shrink(server, steps, error)
-                error.add_note(f"seed {seed}, play {number}, {server.engine}; this does it, or world.end() after it:")
+                error.add_note(f"seed {seed}, play {number}, {server.engine}, {Pace.most} under way at a time")
+                error.add_note("this does it, or world.end() after it:")
                 for name, arguments in steps:
                     words = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
                     error.add_note(f"world.{name}({words})\nworld.check()")
