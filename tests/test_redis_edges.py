@@ -72,30 +72,6 @@ def test_a_successor_tells_the_empty_windows_since_its_predecessor(server: serve
 
 
 @last_engine
-def test_a_callback_names_the_window_that_its_id_is_in(server: servers.Redis, proxy: servers.Proxy) -> None:
-    """Though that is over here when the answer comes."""
-
-    async def test() -> None:
-        async with opened(proxy.url, seconds=window_with(1), timeout=NEVER) as store:
-            window = store.window
-            await stored(store, 1)
-            told: list[tuple[int, int]] = []
-            proxy.stall()
-            outcome = asyncio.get_running_loop().create_future()
-            store.add(2, outcome.set_result, lambda start, count: told.append((start, count)))
-            await until(lambda: ids(server) == {1, 2})
-            await until(lambda: time.time() > window + store.seconds)
-            roll = asyncio.create_task(store.roll())
-            await until(lambda: store.window > window)
-            proxy.flow()
-            assert await outcome == dedup.STORED
-            await roll
-            assert told == [(window, 2)]
-
-    play(test())
-
-
-@last_engine
 def test_ids_with_an_endpoint_do_not_make_those_before_wait_longer(server: servers.Redis, proxy: servers.Proxy) -> None:
     timeout = 2.0
 

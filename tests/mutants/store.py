@@ -437,7 +437,7 @@ MUTANTS = [
         "redis_store/batches.py",
         "                tell(batch.window, count)",
         "                tell(self._turn(), count)",
-        (f"{EDGES}::test_a_callback_names_the_window_that_its_id_is_in",),
+        ("tests/test_callbacks.py::test_a_callback_names_the_window_that_its_id_is_in_though_that_has_ended",),
         "a callback names the wrong window",
     ),
     Mutant(
