@@ -19,6 +19,7 @@ from stores import (
     name_of,
     opened,
     play,
+    sets,
     start_of,
     stored,
     telling,
@@ -51,7 +52,7 @@ def test_a_pause_between_open_and_the_ids_over_the_end(server: servers.Redis, pr
                 proxy.release()
                 assert await outcome == dedup.STORED
             assert told == {window: 0}
-            assert ids(server) == {1}
+            assert sets(server) == {late.keys.ids(window + seconds): {1}}
             assert server.reports() == {name_of(window): 0}
 
     play(test())
