@@ -21,10 +21,9 @@ Each batch has a deadline, that of the oldest id in it, and a window. It may mee
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
 from functools import partial
 from time import perf_counter, thread_time
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 
@@ -40,10 +39,20 @@ MAX_COUNTED = 750  # ids besides that are counted one by one; managed services r
 MAX_TRIPS = 16  # batches under way at a time
 WORTH = 160e-6  # seconds of idleness that another batch under way is worth: its CPU costs 40 us here, 20 us in Redis
 MIN_WAIT = 0.001  # seconds that uvloop's timers wait at least
-HUSH = 1.0  # seconds for which Redis must have kept to what it last did for the log to follow it at once
+HUSH = 1.0  # seconds that a change has to last before the log tells of it
 REFUSING = 5.0  # seconds after a refusal in which the store is said to take no ids; only an id can tell that it does
 
 log = logging.getLogger("verve.store")
+
+
+class Windows(Protocol):
+    """What has to be known of windows here."""
+
+    def turn(self) -> int:
+        """Open the window of now in this process if it is newer than the open one; return the open one's start."""
+
+    async def roll(self, deadline: float) -> None:
+        """Close what is over, by `deadline` (loop time)."""
 
 
 class Refusals:
@@ -91,6 +100,39 @@ class Batch:
         self.cpu = 0.0  # thread_time() then
 
 
+class Waiting:
+    """Ids that are not sent yet."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.dones: list[Done] = []  # whom to tell of each of them
+        self.counted: list[tuple[int, Done, Counted]] = []  # ids that are to be counted one by one
+        self.since = 0.0  # loop time at which the first of all these came
+
+    def __len__(self) -> int:
+        return len(self.numbers) + len(self.counted)
+
+    def take(self, now: float, timeout: float) -> Batch:
+        """Return the next batch; its deadline is `timeout` seconds after the first of all that wait came."""
+        counted, numbers, dones = self.counted, self.numbers, self.dones
+        self.counted, self.numbers, self.dones = counted[MAX_COUNTED:], numbers[MAX_BATCH:], dones[MAX_BATCH:]
+        if self.numbers:
+            numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
+        deadline = self.since + timeout
+        self.since = now  # what is left waits anew: nothing that comes next has come earlier
+        if counted:
+            counted = counted[:MAX_COUNTED]  # an id that is in both is new to the one who wants to be told
+            numbers = [number for number, _, _ in counted] + numbers
+            dones = [done for _, done, _ in counted] + dones
+        return Batch(numbers, dones, [tell for _, _, tell in counted], deadline)
+
+    def clear(self) -> list[Done]:
+        """Let go of all; return whom to tell."""
+        dones = self.dones + [done for _, done, _ in self.counted]
+        self.numbers, self.dones, self.counted = [], [], []
+        return dones
+
+
 class Batches:
     """What waits for a node and what is under way to it, as long as one connection lasts."""
 
@@ -99,28 +141,23 @@ class Batches:
         wire: Wire,
         keys: Keys,
         held: Held,
-        turn: Callable[[], int],
-        roll: Callable[[float], Awaitable[None]],
+        windows: Windows,
         tell: Tell,
         meters: Meters,
         refusals: Refusals,
         timeout: float,
     ) -> None:
-        """`turn` returns the open window; `roll` closes, by a deadline, what is over; `timeout` is an id's, seconds."""
+        """`timeout` is how long an id may wait, in seconds."""
         self._loop = asyncio.get_running_loop()
         self._wire = wire
         self._keys = keys
         self._held = held
-        self._turn = turn
-        self._roll = roll
+        self._windows = windows
         self._tell = tell
         self._meters = meters
         self._refusals = refusals
         self._timeout = timeout
-        self._numbers: list[int] = []  # ids that wait, and whom to tell
-        self._dones: list[Done] = []
-        self._counted: list[tuple[int, Done, Counted]] = []  # ids that wait to be counted one by one
-        self._since = 0.0  # loop time at which the first of all these came
+        self._waiting = Waiting()
         self._looking = False  # what waits will be looked at: at this turn's end, or when a reply comes
         self._timer: asyncio.TimerHandle | None = None  # until it is looked at though none comes
         self._opened = 0  # the newest window whose OPEN was acknowledged on this connection
@@ -133,40 +170,39 @@ class Batches:
     @property
     def queued(self) -> int:
         """Ids that wait to be sent."""
-        return len(self._numbers) + len(self._counted)
+        return len(self._waiting)
 
     def add(self, number: int, done: Done, counted: Counted | None) -> int | None:
         """Have an id stored in the open window; return BUSY, or None: `done` will be told."""
-        numbers = self._numbers
-        if not numbers and not self._counted:
-            self._since = self._loop.time()
+        waiting = self._waiting
+        numbers = waiting.numbers
+        if not numbers and not waiting.counted:
+            waiting.since = self._loop.time()
             self._idle.clear()
         if not self._looking:
             self._looking = True
             self._loop.call_soon(self._look)
         if counted is not None:
-            if len(self._counted) >= MAX_WAITING:
+            if len(waiting.counted) >= MAX_WAITING:
                 return BUSY
-            self._counted.append((number, done, counted))
+            waiting.counted.append((number, done, counted))
             return None
         if len(numbers) >= MAX_WAITING:
             return BUSY
         numbers.append(number)
-        self._dones.append(done)
+        waiting.dones.append(done)
         return None
 
     async def idle(self) -> None:
         """Return when nothing waits and nothing is under way."""
-        while self.queued or self._held.flying:
+        while self._waiting or self._held.flying:
             await self._idle.wait()
 
     def close(self) -> None:
         """Tell all who wait that the connection is lost; it is."""
-        if self.queued:
-            dones = self._dones + [done for _, done, _ in self._counted]
-            self._meters.waits.note(self._loop.time() - self._since, len(dones))
-            self._numbers, self._dones, self._counted = [], [], []
-            self._tell(dones, LOST)
+        if self._waiting:
+            self._meters.waits.note(self._loop.time() - self._waiting.since, len(self._waiting))
+            self._tell(self._waiting.clear(), LOST)
         if self._timer is not None:
             self._timer.cancel()
         self._idle.set()
@@ -174,7 +210,7 @@ class Batches:
     def _look(self) -> None:
         """Send what waits, as far as it is time."""
         self._looking = False
-        while self.queued:
+        while self._waiting:
             wait = self._pace.wait(self._trips)
             if wait:
                 # Before a reply there is nothing to look for, and that looks by itself.
@@ -182,29 +218,17 @@ class Batches:
                 if not self._looking and self._timer is None:
                     self._timer = self._loop.call_later(max(wait, MIN_WAIT), self._look_again)
                 return
-            self._begin(self._take())
+            batch = self._waiting.take(self._loop.time(), self._timeout)
+            self._held.flying += len(batch.dones)
+            self._begin(batch)
         self._looking = self._trips >= self._pace.most
 
     def _look_again(self) -> None:
         self._timer = None
         self._look()
 
-    def _take(self) -> Batch:
-        counted, numbers, dones = self._counted, self._numbers, self._dones
-        self._counted, self._numbers, self._dones = counted[MAX_COUNTED:], numbers[MAX_BATCH:], dones[MAX_BATCH:]
-        if self._numbers:
-            numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
-        deadline = self._since + self._timeout
-        self._since = self._loop.time()  # what is left waits anew: nothing that comes next has come earlier
-        if counted:
-            counted = counted[:MAX_COUNTED]  # an id that is in both is new to the one who wants to be told
-            numbers = [number for number, _, _ in counted] + numbers
-            dones = [done for _, done, _ in counted] + dones
-        self._held.flying += len(dones)
-        return Batch(numbers, dones, [tell for _, _, tell in counted], deadline)
-
     def _begin(self, batch: Batch) -> None:
-        window = batch.window = self._turn()
+        window = batch.window = self._windows.turn()
         key = self._keys.ids(window)
         first = len(batch.counted)
         if first:  # in their order, which pack_numbers does not keep
@@ -230,7 +254,7 @@ class Batches:
             self._end(batch, LOST)
             return
         self._pace.ended(now - batch.sent - (thread_time() - batch.cpu))
-        self._looking = self.queued > 0
+        self._looking = bool(self._waiting)
         if self._looking:
             self._loop.call_soon(self._look)
         reply = outcome[batch.opens]
@@ -273,7 +297,7 @@ class Batches:
         self._held.flying -= len(batch.dones)
         self._meters.sizes.note(len(batch.dones))
         self._meters.waits.note(self._loop.time() - batch.deadline + self._timeout, len(batch.dones))
-        if not self._held.flying and not self.queued:
+        if not self._held.flying and not self._waiting:
             self._idle.set()
         self._tell(batch.dones, outcome)
 
@@ -282,14 +306,14 @@ class Batches:
         while self._late:
             late, self._late = self._late, []
             try:
-                await self._roll(min(batch.deadline for batch in late))
+                await self._windows.roll(min(batch.deadline for batch in late))
             except Exception as error:
                 for batch in late:
                     self._end(batch, LOST)
                 self._wire.abort(error)
                 continue
             for batch in late:
-                if self._turn() != batch.window:
+                if self._windows.turn() != batch.window:
                     self._begin(batch)
                 else:
                     self._refuse(batch, redis.ResponseError("WRONGTYPE a key of this window is no set"))

@@ -30,7 +30,7 @@ import redis
 
 from dedup import Meters, StoreError, Tell
 from redis_store.advice import advice_in, advise
-from redis_store.batches import HUSH, Batches, Refusals
+from redis_store.batches import HUSH, Batches, Refusals, Windows
 from redis_store.held import Held
 from redis_store.replay import Replay
 from redis_store.scripts import ARRIVE, Command, Keys
@@ -56,17 +56,11 @@ def patience(timeout: float) -> float:
     return PROBE + timeout + RETRY[1] + RECONNECT
 
 
-class Home(Protocol):
+class Home(Windows, Protocol):
     """What the fleet agrees on, as a node has to know it."""
-
-    def turn(self) -> int:
-        """Open the window of now in this process if it is newer than the open one; return the open one's start."""
 
     async def arrived(self, settles: bool) -> None:
         """Tell a server that may have lost reports what they were; learn the time and what is closed."""
-
-    async def roll(self, deadline: float) -> None:
-        """Close what is over, by `deadline` (loop time)."""
 
 
 class Node:
@@ -192,8 +186,7 @@ class Node:
             self._wire,
             self._keys,
             self._held,
-            home.turn,
-            home.roll,
+            home,
             self._tell(),
             self._meters,
             self.refusals,

@@ -95,7 +95,7 @@ def test_a_link_cut_after_the_command(server: servers.Redis, proxy: servers.Prox
             proxy.stall()
             lost = [add(store, number) for number in (2, 3)]
             await until(lambda: ids(server) == {1, 2, 3})
-            lost += [add(store, number) for number in (4, 5)]  # these still wait for the link
+            lost += [add(store, number) for number in (4, 5)]  # these wait for the link, or are on their way, too
             proxy.refuse = True
             proxy.set_plan(plan)
             proxy.flow()
@@ -105,7 +105,7 @@ def test_a_link_cut_after_the_command(server: servers.Redis, proxy: servers.Prox
             proxy.refuse = False
             await back(store, asyncio.get_running_loop().time())
             await stored(store, 6)
-            assert ids(server) == {1, 2, 3, 6}, "stored, but not known to be; what waited was never sent"
+            assert {1, 2, 3, 6} <= ids(server) <= {1, 2, 3, 4, 5, 6}, "stored, but not known to be"
             assert not add(store, 2).done(), "not known to be stored"
 
     play(test())
@@ -194,7 +194,7 @@ def test_a_link_that_stalls(server: servers.Redis, proxy: servers.Proxy) -> None
                 proxy.flow()
                 await back(store, now())
                 await stored(store, 5)
-                assert ids(server) == {1, 2, 5}
+                assert {1, 2, 5} <= ids(server) <= {1, 2, 3, 5}, "the third may have been on its way, too"
         assert len(log.found("Redis is away")) == len(log.found("Redis is back")) == 1
 
     play(test())

@@ -428,15 +428,15 @@ MUTANTS = [
     ),
     Mutant(
         "redis_store/batches.py",
-        "        if not numbers and not self._counted:\n            self._since",
-        "        if not numbers or counted is not None:\n            self._since",
+        "        if not numbers and not waiting.counted:\n            waiting.since",
+        "        if not numbers or counted is not None:\n            waiting.since",
         (f"{EDGES}::test_ids_with_an_endpoint_do_not_make_those_before_wait_longer",),
         "ids wait for 1.8 s at a time-out of 1 s",
     ),
     Mutant(
         "redis_store/batches.py",
         "                tell(batch.window, count)",
-        "                tell(self._turn(), count)",
+        "                tell(self._windows.turn(), count)",
         ("tests/test_callbacks.py::test_a_callback_names_the_window_that_its_id_is_in_though_that_has_ended",),
         "a callback names the wrong window",
     ),
