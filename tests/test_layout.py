@@ -166,8 +166,40 @@ def sizes(nodes: type[ast.AST] | tuple[type[ast.AST], ...], most: int) -> list[s
     ]
 
 
+def fields_of(node: ast.ClassDef) -> set[str]:
+    """Return the names that a class gives its objects: in its slots, or in __init__."""
+    found = set()
+    for part in node.body:
+        if isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name) and part.targets[0].id == "__slots__":
+            found |= {str(each.value) for each in ast.walk(part.value) if isinstance(each, ast.Constant)}
+        elif isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            found |= {
+                each.attr
+                for each in ast.walk(part)
+                if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
+                if isinstance(each.value, ast.Name) and each.value.id == "self"
+            }
+    return found
+
+
 def test_no_function_is_too_long() -> None:
     assert sizes((ast.FunctionDef, ast.AsyncFunctionDef), 60) == []
+
+
+def test_no_class_is_too_long() -> None:
+    assert sizes(ast.ClassDef, 300) == []
+
+
+def test_no_class_has_too_many_fields_unless_it_says_why() -> None:
+    """Its docstring then has the word `fields`."""
+    classes = [
+        (module, node) for module in MODULES for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)
+    ]
+    assert {
+        f"{module}.{node.name}": len(fields)
+        for module, node in classes
+        if len(fields := fields_of(node)) > 20 and "fields" not in (ast.get_docstring(node) or "")
+    } == {}
 
 
 @pytest.mark.parametrize(("files", "most"), [(map(file_of, MODULES), 650), (ROOT.glob("tests/*.py"), 800)])
