@@ -9,7 +9,8 @@ the count with an id that is new to the endpoint that its request named.
 The life of the process: the settings are read, or refused with exit status 2; the port is opened, or the process
 ends with status 1 and a line that says why; it serves until SIGTERM or SIGINT; then it takes no new connection,
 answers what was taken, tells what it has counted so far, and exits with status 0; or with status 3, and a line that
-says how many, if Redis was not seen to have all ids that were answered `ok`. A second signal ends it at once.
+says how many, if Redis has lost ids that were answered `ok` and they could not be brought back. A second signal ends
+it at once.
 """
 
 import signal

@@ -4,7 +4,7 @@ A window is one set in Redis, and this is its life:
 
 - *Opened* by the first batch that anyone stores in it: OPEN puts it into the index before its ids come, so a window
   that holds ids is always found again, even if everybody dies. A window that is not newer than the newest report
-  can't be opened: OPEN closes its key instead.
+  can't be opened: OPEN closes its key instead, where there is no set.
 - *Filled* by batches: one `SADD` for all ids that wait. `ok` is said when Redis has said it.
 - *Closed and reported* by ROLL, one script: it counts the set, adds the report to the stream with the window's start as
   the entry's id, and leaves a string in the set's place. A batch that comes later fails with WRONGTYPE, having stored
@@ -37,10 +37,10 @@ from typing import Any
 
 import redis
 
-from dedup import DOWN, DUPLICATE, SHARDS, Counted, Done, Store, Tell, tell_each
+from dedup import DOWN, DUPLICATE, SHARDS, Counted, Done, Store, StoreError, Tell, tell_each
 from redis_store.advice import code_of
 from redis_store.held import Held
-from redis_store.node import Node, evicts
+from redis_store.node import Node, eviction_warning
 from redis_store.outbox import StreamOutbox
 from redis_store.scripts import Command, Keys
 from redis_store.topology import address, place
@@ -119,9 +119,11 @@ class RedisStore(Store):
     def warnings(self) -> list[str]:
         found = [self._windows.barred] if self._windows.barred else []
         if self._node.evicting:
-            found.append(evicts(self._node.evicting))
-        if self._held.absent:
-            found.append(f"Redis has no room for ids that it lost, and that were answered ok: {self._held.absent}")
+            found.append(eviction_warning(self._node.evicting))
+        if self._held.missing_count:
+            found.append(
+                f"Redis has no room for ids that it lost, and that were answered ok: {self._held.missing_count}"
+            )
         return found
 
     @property
@@ -165,7 +167,9 @@ class RedisStore(Store):
         if self.window:
             self._windows.turn()
         if self.up:
-            with contextlib.suppress(redis.RedisError, OSError):
+            with contextlib.suppress(
+                redis.RedisError, OSError, StoreError
+            ):  # the node has given the link up, and logs it
                 await self._windows.roll()
         reports, self._windows.reports = self._windows.reports, []
         return reports

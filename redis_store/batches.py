@@ -8,7 +8,8 @@ is in, and batches are as large as they can be (group commit). When Redis is far
 there may be another batch for each WORTH that it did, up to MAX_TRIPS. Half of them go when their ids are there, the
 other half evenly spaced, so that not all are under way at one time and none at the next.
 
-Each batch has a deadline, that of the oldest id in it, and a window. It may meet the end of that window on its way:
+Each batch has a deadline, that of the oldest id in it (ids that a full batch left behind count from when it went), and
+a window. It may meet the end of that window on its way:
 
 - The first batches that a connection stores in a window go along with OPEN, until the first of them is acknowledged:
   a window that holds ids is always in the index.
@@ -30,10 +31,10 @@ import redis
 from dedup import BUSY, LOST, REFUSED, STORED, Counted, Done, Meters, Tell
 from redis_store.advice import LINK_ERRORS, advice_in, advise, code_of
 from redis_store.held import Held
-from redis_store.scripts import COUNT, Keys
+from redis_store.scripts import COUNT, OPENING, Keys, opened
 from redis_store.wire import Outcome, Wire, pack, pack_numbers
 
-MAX_WAITING = 50_000  # ids that may wait in one process: half a second's worth
+MAX_WAITING = 50_000  # ids that may wait in one process, and as many to be counted one by one: half a second's worth
 MAX_BATCH = 3_125  # ids in one trip: some 1.6 ms of Redis's time
 MAX_COUNTED = 750  # ids besides that are counted one by one; managed services refuse commands of 4,000 arguments
 MAX_TRIPS = 16  # batches under way at a time
@@ -158,14 +159,13 @@ class Batches:
         self._refusals = refusals
         self._timeout = timeout
         self._waiting = Waiting()
-        self._looking = False  # what waits will be looked at: at this turn's end, or when a reply comes
+        self._looking = False  # a call of `_look` is sure to come: at this turn's end, or with a reply
         self._timer: asyncio.TimerHandle | None = None  # until it is looked at though none comes
         self._opened = 0  # the newest window whose OPEN was acknowledged on this connection
         self._trips = 0  # batches under way
         self._late: list[Batch] = []  # those that found their window closed
         self._reopening: asyncio.Task[None] | None = None
         self._pace = Pace()
-        self._idle: asyncio.Event = asyncio.Event()  # nothing waits and nothing is under way
 
     @property
     def queued(self) -> int:
@@ -178,7 +178,6 @@ class Batches:
         numbers = waiting.numbers
         if not numbers and not waiting.counted:
             waiting.since = self._loop.time()
-            self._idle.clear()
         if not self._looking:
             self._looking = True
             self._loop.call_soon(self._look)
@@ -195,8 +194,10 @@ class Batches:
 
     async def idle(self) -> None:
         """Return when nothing waits and nothing is under way."""
+        landed = self._held.landed
         while self._waiting or self._held.flying:
-            await self._idle.wait()
+            landed.clear()
+            await landed.wait()
 
     def close(self) -> None:
         """Tell all who wait that the connection is lost; it is."""
@@ -205,7 +206,7 @@ class Batches:
             self._tell(self._waiting.clear(), LOST)
         if self._timer is not None:
             self._timer.cancel()
-        self._idle.set()
+        self._held.landed.set()
 
     def _look(self) -> None:
         """Send what waits, as far as it is time."""
@@ -213,7 +214,7 @@ class Batches:
         while self._waiting:
             wait = self._pace.wait(self._trips)
             if wait:
-                # Before a reply there is nothing to look for, and that looks by itself.
+                # No batch may go before a reply comes, and `_answered` looks again then.
                 self._looking = wait == math.inf
                 if not self._looking and self._timer is None:
                     self._timer = self._loop.call_later(max(wait, MIN_WAIT), self._look_again)
@@ -239,11 +240,11 @@ class Batches:
         batch.opens = window != self._opened
         if batch.opens:
             before, after = self._keys.opening(window)
-            packed = b"".join((pack(*before), packed, pack(*after)))
+            packed = b"".join([*(pack(*each) for each in before), packed, *(pack(*each) for each in after)])
         self._trips += 1
         batch.sent, batch.cpu = perf_counter(), thread_time()
         self._pace.begun(batch.sent)
-        self._wire.send(packed, 3 if batch.opens else 1, batch.deadline, partial(self._answered, batch))
+        self._wire.send(packed, OPENING if batch.opens else 1, batch.deadline, partial(self._answered, batch))
 
     def _answered(self, batch: Batch, outcome: Outcome) -> None:
         """Take what came of a batch's trip."""
@@ -257,9 +258,7 @@ class Batches:
         self._looking = bool(self._waiting)
         if self._looking:
             self._loop.call_soon(self._look)
-        reply = outcome[batch.opens]
-        if batch.opens and isinstance(outcome[0], redis.ResponseError):
-            reply = outcome[0]  # the ids may be stored, but would not be found again if all died now
+        reply = opened(outcome) if batch.opens else outcome[0]
         if not isinstance(reply, redis.ResponseError):
             self._stored(batch, reply)
         elif code_of(reply) in LINK_ERRORS:
@@ -297,8 +296,8 @@ class Batches:
         self._held.flying -= len(batch.dones)
         self._meters.sizes.note(len(batch.dones))
         self._meters.waits.note(self._loop.time() - batch.deadline + self._timeout, len(batch.dones))
-        if not self._held.flying and not self._waiting:
-            self._idle.set()
+        if not self._held.flying:
+            self._held.landed.set()
         self._tell(batch.dones, outcome)
 
     async def _reopen(self) -> None:

@@ -1,4 +1,5 @@
--- What the scripts at home share. Each of them begins with this text.
+-- What the scripts at home share: home is the server that has the eight keys below, today the only one. Each of them
+-- begins with this text.
 --
 -- KEYS 1 to 8 are the same for all of them:
 --   INDEX     sorted set of windows that are not closed: "NAME SECONDS" by start

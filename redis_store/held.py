@@ -4,10 +4,10 @@ They serve three ends. A duplicate of one needs no trip. After every reconnect t
 that comes back empty has lost nothing that a living process acknowledged. And a window's end tells Redis how many
 there must be at least, so that a set which was deleted is noticed.
 
-One window is open here; older ones are kept in `past` until they are reported. An id that could not be brought back,
-since Redis has no room, is `missing`: it is not held any more, so a request for it goes to Redis like any new one, and
-it is kept aside to be stored again as soon as there is room. If its window is reported before, the log says how many
-ids the count lacks.
+One window is open here; older ones are kept in `past` until they are reported, or there are more ids than --max-ids. An
+id that could not be brought back, since Redis has no room, is `missing`: it is not held any more, so a request for it
+goes to Redis like any new one, and it is kept aside to be stored again as soon as there is room. If its window is
+reported before, the log says how many ids the count lacks.
 """
 
 import asyncio
@@ -20,12 +20,13 @@ class Held:
     """The ids that this process stored, by window."""
 
     def __init__(self, max_ids: int) -> None:
-        """`max_ids` bounds the ids of the open window, and those of all past ones together."""
+        """`max_ids` bounds the ids of the open window, and of all past ones together; of these one is always kept."""
         self.max_ids = max_ids
         self.window = 0  # start of the open window, Unix seconds; 0 until Redis has told its time
         self.ids = Ids()  # of the open window
         self.count = 0  # how many these are
         self.flying = 0  # ids on their way to Redis
+        self.landed = asyncio.Event()  # set when there are none, or the connection is lost
         self.past: dict[int, tuple[Ids, int]] = {}  # windows that are over here and not reported: ids, how many
         self.missing: dict[int, list[int]] = {}  # by window: acknowledged ids that Redis lost and has no room for
         self._loop = asyncio.get_running_loop()
@@ -33,10 +34,10 @@ class Held:
     @property
     def total(self) -> int:
         """Ids of all windows that are not reported, missing ones among them."""
-        return self.count + sum(count for _, count in self.past.values()) + self.absent
+        return self.count + sum(count for _, count in self.past.values()) + self.missing_count
 
     @property
-    def absent(self) -> int:
+    def missing_count(self) -> int:
         """Acknowledged ids that are known not to be in Redis."""
         return sum(map(len, self.missing.values()))
 

@@ -98,11 +98,17 @@ class Node:
     async def ask(self, commands: Sequence[Command], deadline: float = 0.0) -> list[Any]:
         """Send commands that count nothing; return their replies, errors among them.
 
-        By `deadline` (loop time), or after the time that an id may wait. Raises TimeoutError, redis.ConnectionError.
+        By `deadline` (loop time); without, in the time that an id may wait, or ARRIVAL before ids are taken. Raises
+        TimeoutError, redis.ConnectionError.
         """
         if self._wire is None:
             raise redis.ConnectionError(self.why)
-        return await self._wire.ask(commands, deadline or self._loop.time() + self._timeout)
+        return await self._wire.ask(commands, deadline or self._loop.time() + self._allowed)
+
+    @property
+    def _allowed(self) -> float:
+        """Seconds that a trip may take."""
+        return ARRIVAL if self.batches is None else self._timeout
 
     def give_up(self, why: Exception) -> None:
         """Give the connection up; another will be made."""
@@ -112,7 +118,7 @@ class Node:
     @property
     def lost(self) -> bool:
         """Whether acknowledged ids are known not to be in Redis: it lost data, and they are not brought back yet."""
-        return bool(self._held.total and (self._held.absent or self.mark != self._seen))
+        return bool(self._held.total and (self._held.missing_count or self.mark != self._seen))
 
     async def confirm(self, home: Home) -> bool:
         """Return when nothing waits any more, and all that was acknowledged is known to be in Redis: True.
@@ -131,7 +137,7 @@ class Node:
                         return True
             if self.lost:
                 await self.ready.wait()
-                if self._held.absent:
+                if self._held.missing_count:
                     await asyncio.sleep(PROBE)  # as often as it is tried to bring them back
                 continue
             try:
@@ -160,7 +166,7 @@ class Node:
                     raise
                 self._down(str(error))
             except TimeoutError:
-                self._down(f"no answer within {ARRIVAL if self.batches is None else self._timeout:g} s")
+                self._down(f"no answer within {self._allowed:g} s")
             except (redis.RedisError, OSError) as error:
                 self._down(advise(error))
             except Exception as error:  # an error of ours, or of what is no Redis, must not end the counting for good
@@ -195,8 +201,8 @@ class Node:
         why, self.why = self.why, ""
         if why:
             log.warning("Redis is back; ids that were stored again: %d", count)
-        if self._held.absent:
-            log.error("Redis has no room for ids that it lost, and that were answered ok: %d", self._held.absent)
+        if self._held.missing_count:
+            log.error("Redis has no room for ids that it lost, and that were answered ok: %d", self._held.missing_count)
         self.ready.set()
 
     async def _check(self) -> str:
@@ -218,7 +224,7 @@ class Node:
         before = self.evicting
         self.evicting = policy if policy != "noeviction" and info.get("maxmemory", "0") != "0" else ""
         if self.evicting not in ("", before):
-            log.warning("%s", evicts(self.evicting))
+            log.warning("%s", eviction_warning(self.evicting))
         return str(info.get("run_id", "?"))
 
     async def _arrive(self, run_id: str) -> bool:
@@ -274,6 +280,6 @@ class Node:
             batches.close()
 
 
-def evicts(policy: str) -> str:
+def eviction_warning(policy: str) -> str:
     """Return the warning of a server that drops keys by `policy` when its memory is full."""
     return f"Redis may evict ids unseen: set its maxmemory-policy to noeviction (it is {policy})"

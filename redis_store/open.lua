@@ -3,7 +3,7 @@
 -- KEYS: common.lua, then the window's set. ARGV from 3 on: start and member ("NAME SECONDS") of the window. Returns 1.
 --
 -- Puts the window into the index, so that it is found again even if everybody dies. One that is not newer than the
--- newest report is closed instead: nobody would count what is stored in it.
+-- newest report is closed instead, where it has no set: nobody would count what is stored in it.
 
 local set, start, member = KEYS[9], ARGV[3], ARGV[4]
 if tonumber(start) > newest_reported() then

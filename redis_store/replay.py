@@ -16,7 +16,7 @@ import redis
 from dedup import Ids
 from redis_store.advice import code_of
 from redis_store.held import Held
-from redis_store.scripts import Command, Keys
+from redis_store.scripts import Command, Keys, opened
 from redis_store.wire import good
 
 CHUNK = 1_000  # ids in one SADD
@@ -33,7 +33,7 @@ class Replay:
         self._held = held
 
     async def all(self, arrive: Command, mark: bytes) -> int:
-        """Store all ids again, each chunk along with `arrive`; return how many there were.
+        """Store all ids again, each chunk along with `arrive`; return how many of them are in Redis now.
 
         Raises redis.ConnectionError when the server's mark is another than `mark`: then it lost data just now.
         """
@@ -44,7 +44,9 @@ class Replay:
                 if isinstance(reply, redis.ResponseError):
                     if code_of(reply) == "WRONGTYPE":
                         break
-                    self._held.lose(window, await self._absent(window, chunk))
+                    missing = await self._missing_of(window, chunk)
+                    self._held.lose(window, missing)
+                    count -= len(missing)
                 count += len(chunk)
         return count
 
@@ -72,15 +74,16 @@ class Replay:
         """
         before, after = self._keys.opening(window)
         add = ("SADD", self._keys.ids(window), *map(str, chunk))
-        looked, opened, reply, expiry = await self._ask([look, before, add, after])
-        good([looked, opened, expiry])
+        looked, *replies = await self._ask([look, *before, add, *after])
+        good([looked])
+        reply = opened(replies)
         if (looked[0] if isinstance(looked, list) else looked) != mark:
             raise redis.ConnectionError("it has lost its data")
         if isinstance(reply, redis.ResponseError) and code_of(reply) not in ("OOM", "WRONGTYPE"):
             raise reply
         return reply  # type: ignore[no-any-return]
 
-    async def _absent(self, window: int, chunk: list[int]) -> list[int]:
+    async def _missing_of(self, window: int, chunk: list[int]) -> list[int]:
         """Return which ids are not in Redis."""
         (there,) = good(await self._ask([("SMISMEMBER", self._keys.ids(window), *map(str, chunk))]))
         return [number for number, found in zip(chunk, there, strict=True) if not found]

@@ -1,20 +1,20 @@
 -- Closes and reports the windows that are over, oldest first, by this server's clock.
 --
 -- KEYS: common.lua. ARGV from 3 on: prefix; length of a window; how many windows to close at most; how many entries the
--- stream keeps; the mark of this connection; the seconds that this instance needs to come back after a loss; then
--- triples of start, member ("NAME SECONDS") and number of ids held, for each window that the instance lived through and
+-- stream keeps; the mark of this connection; the seconds that this instance needs to come back after a loss; the start
+-- of the last window that may be closed, or '+inf'; then triples of start, member ("NAME SECONDS") and number of ids held, for each window that the instance lived through and
 -- does not know to be closed. From them the fleet learns of windows without ids.
--- Returns the server's time, seconds and microseconds; the open window's start; how many windows are still to be closed
--- now; the start of the newest window that was reported before; whether nothing is closed since the server settles; the
+-- Returns the server's time, seconds and microseconds; the open window's start; how many windows are to be closed, or
+-- reports put back, by the next call; the start of the newest window that was reported before; whether nothing is closed since the server settles; the
 -- fleet's patience; how many reports were put back; and the window whose report an entry of the stream keeps out, or ''.
 
 local prefix, length, limit, entries, mark = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
+if redis.call('GET', MARK) ~= mark then
+  return redis.error_reply('LOST its data')
+end
 local other = redis.call('GET', LENGTH)
 if other and other ~= length then
   return redis.error_reply('WINDOW ' .. other)
-end
-if redis.call('GET', MARK) ~= mark then
-  return redis.error_reply('LOST its data')
 end
 redis.call('SET', LENGTH, length, 'EX', AGREED)
 local patience = agree_on_patience(tonumber(ARGV[8]))
@@ -42,7 +42,8 @@ local function answer(left, put_back, bar)
   return {clock[1], clock[2], open, left, before, settles and 1 or 0, tostring(patience), put_back, bar}
 end
 
-for i = 9, #ARGV, 3 do
+local upto = ARGV[9] == '+inf' and '(' .. open or math.min(open - 1, ARGV[9])
+for i = 10, #ARGV, 3 do
   local start, member, held = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   if tonumber(start) > last then
     -- A set that was deleted or evicted, and perhaps begun anew: only what goes with OPEN gives it a time to live.
@@ -53,7 +54,7 @@ for i = 9, #ARGV, 3 do
       lost = redis.call('SCARD', key) < held or redis.call('TTL', key) == -1
     end
     if lost and not settles then
-      redis.call('EXPIRE', key, KEEP) -- found once is enough: a link that broke behind SADD leaves a set like this, too
+      redis.call('EXPIRE', key, KEEP) -- found once is enough
       begin_to_settle(string.match(mark, '^%S+'), patience)
       return redis.error_reply('LOST ids of a window')
     end
@@ -80,7 +81,7 @@ if left > 0 then
   return answer(left, put_back, '')
 end
 
-local over = redis.call('ZRANGEBYSCORE', INDEX, '-inf', '(' .. open, 'WITHSCORES', 'LIMIT', 0, limit)
+local over = redis.call('ZRANGEBYSCORE', INDEX, '-inf', upto, 'WITHSCORES', 'LIMIT', 0, limit)
 for i = 1, #over, 2 do
   local name, seconds = string.match(over[i], '^(%S+) (%d+)$')
   local start = over[i + 1]
@@ -102,4 +103,4 @@ for i = 1, #over, 2 do
   end
   redis.call('ZREM', INDEX, over[i])
 end
-return answer(redis.call('ZCOUNT', INDEX, '-inf', '(' .. open), put_back, '')
+return answer(redis.call('ZCOUNT', INDEX, '-inf', upto), put_back, '')

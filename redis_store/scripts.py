@@ -6,7 +6,9 @@ in the same order (see common.lua); a window's ids are a set of their own.
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import redis
 
 KEEP = 2 * 86_400  # seconds after which Redis may forget a window's keys, two windows at least
 AGREED = 60  # seconds, and two windows, that an agreement of the fleet outlives the last one who was part of it
@@ -55,8 +57,23 @@ class Keys:
         """Return the command that runs a script at home."""
         return ("EVAL", script, "8", *self._home, self.keep, self._agreed, *arguments)
 
-    def opening(self, start: int) -> tuple[Command, Command]:
-        """Return what goes before and behind a command that stores ids in a window."""
+    def opening(self, start: int) -> tuple[tuple[Command, ...], tuple[Command, ...]]:
+        """Return what goes before and behind a command that stores ids in a window that may not be open yet.
+
+        It is a transaction, so that no ROLL finds a set without a time to live, and a link that breaks leaves none.
+        """
         key = self.ids(start)
         before = ("EVAL", OPEN, "9", *self._home, key, self.keep, self._agreed, str(start), self.member(start))
-        return before, ("EXPIRE", key, self.keep)
+        return (("MULTI",), before), (("EXPIRE", key, self.keep), ("EXEC",))
+
+
+OPENING = 5  # replies to a command and what `Keys.opening` puts around it
+
+
+def opened(replies: list[Any]) -> Any:
+    """Return the reply to the command that stood in an opening; or the error for which it stored nothing."""
+    *queued, done = replies
+    if isinstance(done, list):
+        before, reply, _ = done
+        return before if isinstance(before, redis.ResponseError) else reply
+    return next((reply for reply in queued if isinstance(reply, redis.ResponseError)), done)

@@ -44,10 +44,11 @@ class Windows:
         self, node: Node, keys: Keys, held: Held, timeout: float, resume: int, clock: Callable[[], float]
     ) -> None:
         """`timeout` is an id's, in seconds; `resume` the first window to report, 0 for those closed from now on."""
-        self.reported_until = 0  # windows that start before this one are reported, or not ours to report
+        self.reported_until = 0  # a time: all windows that start before it are reported, or not ours to report
         self.first = 0  # what `reported_until` was when Redis was first reached
         self.reports: list[tuple[int, int]] = []  # start and count of windows that are reported, for who asks next
         self.news = asyncio.Event()  # set when there are new reports in the stream
+        self._newest = -1  # start of the newest report that this process knows of
         self.barred = ""  # what keeps reports out of the stream, and the remedy
         self._node = node
         self._keys = keys
@@ -84,22 +85,25 @@ class Windows:
         while settles and self._held.window:
             chunk, known = known[:BRING_CHUNK], known[BRING_CHUNK:]
             pairs = [text for start, member in chunk for text in (str(start), member)]
-            good(await self._node.ask([self._keys.run(BRING, str(self.reported_until), *pairs)]))
+            good(await self._node.ask([self._keys.run(BRING, str(self._newest), *pairs)]))
             settles = bool(known)
         await self.roll()
 
     async def roll(self, deadline: float = 0.0) -> None:
-        """Close in Redis what is over, take its time, and note what was reported; by `deadline` (loop time).
+        """Close in Redis what is over, take its time, and note what was reported; each trip by `deadline` (loop time).
 
         On any failure the connection is given up. Raises TimeoutError, redis.RedisError, StoreError.
         """
-        async with self._rolling:
-            try:
-                while await self._step(deadline):
-                    pass
-            except Exception as error:
-                self._node.give_up(error)
-                raise
+        async with asyncio.timeout_at(deadline or None):
+            await self._rolling.acquire()
+        try:
+            while await self._step(deadline):
+                pass
+        except Exception as error:
+            self._node.give_up(error)
+            raise
+        finally:
+            self._rolling.release()
 
     async def _step(self, deadline: float) -> bool:
         """Close up to ROLL_LIMIT windows; return whether more can be closed now."""
@@ -111,6 +115,7 @@ class Windows:
         rolled, entries = self._understood(await self._node.ask([roll, new], deadline))
         *numbers, agreed, put_back, bar = rolled
         time_, microseconds, opened, left, newest, settles = map(int, numbers)
+        self._newest = max(self._newest, newest)
         self._offset = time_ + microseconds / 1e6 - (before + self._clock()) / 2
         self._node.patience = max(self._patience, float(agreed))
         if put_back:
@@ -156,7 +161,10 @@ class Windows:
 
     def _arguments(self, mine: range) -> list[str]:
         lived = [text for start in mine for text in (str(start), self._keys.member(start), str(self._held.of(start)))]
-        fixed = (self._keys.prefix, self._keys.seconds, ROLL_LIMIT, REPORTS, self._node.mark.decode(), self._patience)
+        # What is not named yet is not closed yet: the fleet would take it that nobody lived through it.
+        last = str(mine[-1]) if mine and mine[-1] < self._held.window else "+inf"
+        mark, patience_ = self._node.mark.decode(), str(self._patience)
+        fixed = (self._keys.prefix, self._keys.seconds, ROLL_LIMIT, REPORTS, mark, patience_, last)
         return [*map(str, fixed), *lived]
 
     def _read(self, entries: list[Any]) -> int:
@@ -171,6 +179,7 @@ class Windows:
             start = start_of(name)
             self._known.append((start, f"{name} {seconds} {number}"))
             self.reports.append((start, number))
+            self._newest = max(self._newest, start)
             self.reported_until = max(self.reported_until, start + 1)
             self.news.set()
         return count

@@ -694,7 +694,7 @@ def draw_steps(lot: random.Random) -> list[Step]:
     """Draw what is to happen in one play; what is rare leaves most plays alone."""
 
     def trouble() -> Trouble:
-        return lot.choice([None, None, None, "command", "command", "reply", 0, 1, 2, 3, LATE])
+        return lot.choice([None, None, None, "command", "command", "reply", 0, 1, 2, 3, 4, 5, LATE])
 
     def pick() -> int:
         return lot.randrange(3)

@@ -30,10 +30,11 @@ from stores import (
 
 import dedup
 import redis_store.outbox
+import redis_store.windows
 from redis_store.scripts import ARRIVE, Keys
 
 
-def test_a_pause_between_open_and_the_ids_over_the_end(server: servers.Redis, proxy: servers.Proxy) -> None:
+def test_a_first_batch_that_comes_after_the_end(server: servers.Redis, proxy: servers.Proxy) -> None:
     """The window is told empty meanwhile; what comes late counts in the next, and not nowhere."""
 
     async def test() -> None:
@@ -44,9 +45,8 @@ def test_a_pause_between_open_and_the_ids_over_the_end(server: servers.Redis, pr
         ):
             let_settle(server)
             window = late.window
-            proxy.hold_at(b"SADD")
+            proxy.hold_at(b"MULTI")
             outcome = add(late, 1)
-            await until(lambda: ask(server, "ZCARD", "verve:open"))
             async with telling(punctual) as told:
                 await until(lambda: told)
                 proxy.release()
@@ -196,7 +196,7 @@ def test_a_window_that_is_reported_is_not_opened_again(server: servers.Redis) ->
             window = max(told)
             keys = store.keys
             ask(server, "DEL", keys.ids(window))
-            before, _ = keys.opening(window)
+            (_, before), _ = keys.opening(window)
             ask(server, *before)
             assert ask(server, "GET", keys.ids(window)) == "closed"
             assert ask(server, "ZSCORE", "verve:open", keys.member(window)) is None
@@ -222,3 +222,30 @@ def test_a_link_that_breaks_behind_the_ids_is_no_loss_for_ever(server: servers.R
                 assert len(log.found("it has lost")) == 1
 
     play(test())
+
+
+@first_engine
+def test_no_window_is_skipped_when_several_catch_up(server: servers.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More windows passed than one ROLL closes, and all instances lived through them: each is reported, if empty."""
+    monkeypatch.setattr(redis_store.windows, "ROLL_LIMIT", 2)
+
+    async def test(proxy: servers.Proxy) -> None:
+        async with (
+            opened(proxy.url, seconds=1) as one,
+            opened(proxy.url, seconds=1) as other,
+            telling(one) as told,
+            telling(other) as told_by_other,
+        ):
+            let_settle(server)
+            await until(lambda: told)
+            proxy.refuse = True
+            proxy.cut()
+            since = time.time()
+            await until(lambda: time.time() - since > 6)
+            proxy.refuse = False
+            await until(lambda: max(told) > since + 6 and max(told_by_other) > since + 6)
+            for found in told, told_by_other, {start_of(name): 0 for name in server.reports()}:
+                assert sorted(found) == [*range(min(found), max(found) + 1)]
+
+    with servers.Proxy(server.port) as proxy:
+        play(test(proxy))

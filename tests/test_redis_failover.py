@@ -156,7 +156,7 @@ def test_a_silent_link_beside_one_that_was_reset(engine: str, seed: int, timeout
             await asyncio.to_thread(proxies[0].cut)
             asked = add(other, 10**6) if dice.random() < 0.5 else None
             await until(lambda: last in told and last in told_by_other)
-            assert asked is None or asked.result() in (dedup.LOST, dedup.DOWN)
+            assert asked is None or await asked in (dedup.LOST, dedup.DOWN)
             for each in told, told_by_other:
                 assert sum(count for start, count in each.items() if start >= window) == 752
             await until(lambda: name_of(last) in replica.reports())

@@ -29,6 +29,7 @@ from stores import (
     stored,
     telling,
     until,
+    up,
     wait_until,
     window_with,
 )
@@ -270,5 +271,26 @@ def test_an_operator_looks_while_another_instance_closes_the_window(
             assert found[:2] == [(window + seconds, seconds, 0), (window, seconds, 3)]
             await stored(other, 4)
             assert other.window == window + seconds
+
+    play(test())
+
+
+def test_a_window_that_was_opened_late_is_reported_though_redis_settles(server: servers.Redis) -> None:
+    """An instance that takes it for over has not reported it: a loss must not have that taken for a report."""
+
+    async def test() -> None:
+        async with opened(server.url, seconds=2) as store:
+            let_settle(server)
+            await store.roll()
+            late = store.window - 6
+            ask(server, "SADD", f"verve:{{{late}}}:ids", 1, 2, 3)
+            ask(server, "EXPIRE", f"verve:{{{late}}}:ids", 1000)
+            ask(server, "ZADD", "verve:open", late, f"{name_of(late)} 2")
+            ask(server, "DEL", "verve:mark")
+            await until(lambda: not up(store))
+            await until(lambda: up(store))
+            let_settle(server)
+            await store.roll()
+            assert server.reports()[name_of(late)] == 3
 
     play(test())

@@ -70,8 +70,9 @@ MUTANTS = [
         ROLL,
         "  if kind == 'set' or kind == 'none' then\n    redis.call('SET', key",
         "  if kind == 'set' then\n    redis.call('SET', key",
-        (f"{EDGES}::test_a_pause_between_open_and_the_ids_over_the_end",),
+        (f"{EDGES}::test_a_first_batch_that_comes_after_the_end",),
         "ids stored in a window that was told empty are counted nowhere",
+        "OPEN goes in one transaction with the ids now, and closes the key; the mark is for instances of version 1.0",
     ),
     Mutant(
         ROLL,
@@ -130,7 +131,7 @@ MUTANTS = [
         ROLL,
         "      redis.call('EXPIRE', key, KEEP) -- found once",
         "      redis.call('EXISTS', key) -- found once",
-        (f"{FLEET}::test_a_link_that_breaks_between_the_ids_and_their_expiry_does_not_end_the_reports",),
+        (f"{EDGES}::test_a_link_that_breaks_behind_the_ids_is_no_loss_for_ever",),
         "a link that broke behind SADD ends all reports for ever",
     ),
     Mutant(
@@ -280,7 +281,7 @@ MUTANTS = [
     ),
     Mutant(
         "redis_store/bring.lua",
-        "  redis.call('SET', REPORTED, string.format('%d', reported), 'EX', KEEP)\n",
+        "  redis.call('SET', REPORTED, ARGV[3], 'EX', KEEP)\n",
         "",
         (f"{REPORTS}::test_a_window_is_not_reported_again_by_one_who_was_cut_off", MODEL),
         "a window told as 12 is told again as 9",
@@ -485,8 +486,8 @@ MUTANTS = [
     ),
     Mutant(
         "redis_store/scripts.py",
-        'return before, ("EXPIRE", key, self.keep)',
-        'return before, ("EXISTS", key)',
+        '(("EXPIRE", key, self.keep), ("EXEC",))',
+        '(("EXISTS", key), ("EXEC",))',
         (f"{LOSS}::test_all_that_is_brought_back_expires",),
         "sets never expire",
     ),
