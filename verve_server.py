@@ -28,7 +28,7 @@ import re
 import resource
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -187,6 +187,16 @@ class Parts:
         self.tasks.append(task)
         return task
 
+    def note_first(self) -> None:
+        """Keep for a successor which window is the first to be told, once the store has told its time."""
+        self.shared.untold[0] = self.shared.untold[0] or self.store.window
+
+    async def roll(self) -> Iterable[tuple[int, int]]:
+        """Close what is over; return start and count of each closed window."""
+        closed = await self.store.roll()
+        self.note_first()
+        return closed
+
     def tell(self, start: int, count: int, *, final: bool = True) -> None:
         """Tell a window's count, if this process is the one that does."""
         if not self.speaks:
@@ -260,11 +270,11 @@ async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
     listen(parts.config, [worker.sock])
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(parts.server, sock=worker.sock, backlog=workers.BACKLOG)
-    timer = parts.begin(reporter.roll_windows(store.remaining, store.roll, parts.tell))
+    timer = parts.begin(reporter.roll_windows(store.remaining, parts.roll, parts.tell))
     if parts.config.workers == 1:
         announce(parts.config, worker.sock, worker.operators)
         workers.notify(worker.manager, "READY=1")
-    parts.shared.untold[0] = parts.shared.untold[0] or store.window
+    parts.note_first()
     parts.begin(store.failure())
     if webhook and parts.speaks:
         parts.begin(webhook.run())

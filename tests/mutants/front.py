@@ -86,7 +86,7 @@ MUTANTS = [
     ),
     Mutant(
         "verve_server.py",
-        "    parts.shared.untold[0] = parts.shared.untold[0] or store.window\n",
+        "        self.shared.untold[0] = self.shared.untold[0] or self.store.window\n",
         "",
         ("tests/test_workers.py::test_the_first_window_is_told_though_the_teller_dies_in_it",),
         "the first window is not logged if the first worker dies in it",
