@@ -38,6 +38,11 @@ local function report(start, name, seconds, count)
   return true
 end
 
+local function others_last()
+  local entry = redis.call('XREVRANGE', STREAM, '+', '-', 'COUNT', 1)[1]
+  return entry and entry[2][1] ~= 'window'
+end
+
 local function answer(left, put_back, bar)
   return {clock[1], clock[2], open, left, before, settles and 1 or 0, tostring(patience), put_back, bar}
 end
@@ -73,7 +78,9 @@ for i = 1, #returned, 2 do
   local name, seconds, count = string.match(returned[i], '^(%S+) (%d+) (%d+)$')
   if report(returned[i + 1], name, seconds, count) then
     put_back = put_back + 1
-  end
+  elseif top > last or others_last() then
+    return answer(0, put_back, returned[i + 1])
+  end  -- else the stream has it, or had it and it was taken out
   redis.call('ZREM', RETURNED, returned[i])
 end
 local left = redis.call('ZCARD', RETURNED)

@@ -191,17 +191,17 @@ class Windows:
                 log.warning("the stream %s takes reports again", self._keys.stream)
             self.barred = ""
             return
-        if self.barred:
-            return
         stream = self._keys.stream
         (entries,) = good(await self._node.ask([("XREVRANGE", stream, "+", "-", "COUNT", "1")]))
         foreign = [entry.decode() for entry, _ in entries if entry != b"%d000-0" % newest]
-        self.barred = (
+        barred = (
             f"the stream {stream} has {f'an entry that is not a report, {foreign[0]}' if foreign else 'had an entry'}, "
             f"whose id keeps the report of {self._keys.member(window).split()[0]} and all later ones out: "
             f"RENAME {stream} {stream}:aside, then DEL {self._keys.mark}, and the stream is built anew"
         )
-        log.error("%s", self.barred)
+        if barred != self.barred:
+            log.error("%s", barred)
+        self.barred = barred
 
 
 def start_of(name: str) -> int:

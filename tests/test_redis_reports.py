@@ -9,6 +9,7 @@ import contextlib
 import random
 import re
 import time
+from functools import partial
 
 import pytest
 import servers
@@ -205,6 +206,27 @@ def test_an_entry_with_a_later_id_holds_the_reports_back(server: servers.Redis, 
             assert [*reports] == [*range(min(reports), max(reports) + 1)]
             assert {start: reports[start] for start in told} == told
             assert sum(reports.values()) == sum(sent.values()) + 1
+
+    play(test())
+
+
+def test_another_such_entry_while_the_stream_is_built_anew(server: servers.Redis) -> None:
+    """It is told of, too, and the reports that were brought back wait for it to be taken out."""
+
+    def told_of(log: Log, times: int) -> bool:
+        return len(log.found(BARRED)) == times
+
+    async def test() -> None:
+        async with opened(server.url, seconds=1) as store, telling(store) as told:
+            await until(lambda: len(told) > 1)
+            with Log() as log:
+                for times in (1, 2):
+                    ask(server, "XADD", "verve:reports", f"{int(1000 * (time.time() + 5 * times))}-0", "hello", "world")
+                    await until(partial(told_of, log, times))
+                    remedy(server, *store.warnings)
+                before = len(told)
+                await until(lambda: len(told) > before + 1)
+            assert {start: stream(server).get(start) for start in told} == told
 
     play(test())
 

@@ -472,8 +472,8 @@ MUTANTS = [
     ),
     Mutant(
         "redis_store/windows.py",
-        "        if self.barred:\n            return\n        stream",
-        "        stream",
+        "        if barred != self.barred:\n",
+        "        if barred:\n",
         (f"{REPORTS}::test_an_entry_with_a_later_id_holds_the_reports_back",),
         "the log is flooded while a report can't be made",
     ),
