@@ -48,7 +48,7 @@ TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostnam
 LEVELS = "debug, info, warning or error"
 
 # RFC 3986, appendix B, without user and password, in which brackets are written %5B and %5D.
-URL = re.compile(r"([A-Za-z]+)://(?:[^/?\[\]]*@)?([^/?@]*)((?:/[^?]*)?)(?:\?(.*))?")
+URL = re.compile(r"([A-Za-z]+(?:\+(?i:sentinel))?)://(?:[^/?\[\]]*@)?([^/?@]*)((?:/[^?]*)?)(?:\?(.*))?")
 HOST_PORT = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
 LABEL = "[0-9A-Za-z_][0-9A-Za-z_-]{0,62}"  # RFC 1123, section 2.1, and the underscore of compose's services
 NAME = re.compile(rf"(?!.{{254}})(?:{LABEL}\.)*(?![0-9]+\.?$){LABEL}\.?")  # digits last: a mistyped address
@@ -96,6 +96,7 @@ def optional(read: Callable[[str], T]) -> Callable[[str], T | None]:
 
 # Without {}, which would be Redis Cluster's hash tag.
 key_part = matching("[!-z|~]{1,128}", "1 to 128 characters, printable ASCII, no spaces, no {}")
+password = matching("[^\0-\x1f\x7f]+", "a password without control characters")
 log_path = matching("[^\0-\x1f\x7f]+", "a path without control characters")
 
 
@@ -138,13 +139,20 @@ def redis(text: str) -> str:
     scheme, server, path, query = match[1].lower(), match[2], match[3], match[4] or ""
     options = [(name, value) for name, _, value in (option.partition("=") for option in query.split("&") if option)]
     databases = [value for name, value in options if name == "db"]
-    if not {name for name, _ in options} <= {"db", *(TLS_OPTIONS if scheme == "rediss" else ())}:
+    if not {name for name, _ in options} <= {"db", *(TLS_OPTIONS if scheme.startswith("rediss") else ())}:
         raise ValueError(f"no options after ? but db and, with rediss://, {', '.join(TLS_OPTIONS)}")
     if not all(re.fullmatch("(?i:true|false)", value) for name, value in options if name == "ssl_check_hostname"):
         raise ValueError("true or false for ssl_check_hostname")
     if dict(options).get("ssl_keyfile") and not dict(options).get("ssl_certfile"):
         raise ValueError("ssl_certfile beside ssl_keyfile")
-    if scheme in ("redis", "rediss"):
+    if scheme in ("redis+sentinel", "rediss+sentinel"):
+        primary = re.fullmatch(r"/([0-9A-Za-z._-]+)(?:/(.*))?", path)
+        if primary is None:
+            raise ValueError("redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/NAME[/DATABASE]")
+        for host in server.split(","):
+            host_port(host, "sentinels as HOST[:PORT] with commas between")
+        databases += [primary[2]] if primary[2] else []
+    elif scheme in ("redis", "rediss"):
         host_port(server, expected + " (/ in a password is written %2F)")
         databases += [path[1:]] if len(path) > 1 else []
     elif scheme != "unix" or server or len(path) < 2:
@@ -205,7 +213,16 @@ class Settings:
     )
 
     redis_url: str | None = flag(
-        "counting", "URL", optional(redis), "", "redis://, rediss:// or unix://", "none: in memory", hidden=True
+        "counting",
+        "URL",
+        optional(redis),
+        "",
+        "redis://, rediss://, unix://, redis+sentinel://",
+        "none: in memory",
+        hidden=True,
+    )
+    sentinel_password: str | None = flag(
+        "counting", "TEXT", optional(password), "", "of the sentinels, if they have one", "none", hidden=True
     )
     key_prefix: str = flag("counting", "TEXT", key_part, "verve", "first part of every Redis key")
     window: int = flag("counting", "SECONDS", integer(1, DAY), "60", f"window length, 1 to {DAY}, aligned to the epoch")
@@ -252,10 +269,13 @@ RULES = (
     "Each flag is an environment variable too: --key-prefix is VERVE_KEY_PREFIX. The flag wins. An empty "
     "variable counts as unset; an empty flag (--report-url '') means none, where there can be none.",
     "Secrets are better kept out of the command line, which every user of the machine can read: VERVE_REDIS_URL_FILE, "
-    "VERVE_REPORT_URL_FILE and VERVE_REPORT_SECRET_FILE name files that hold them.",
+    "VERVE_SENTINEL_PASSWORD_FILE, VERVE_REPORT_URL_FILE and VERVE_REPORT_SECRET_FILE name files that hold them.",
     "With rediss://, what TLS needs stands behind a ? with & between: ssl_ca_certs=PATH (the authorities to trust, "
     "in place of the system's), ssl_certfile=PATH and ssl_keyfile=PATH (a certificate of this client and its key), "
     "ssl_check_hostname=false (take a certificate for another name).",
+    "redis+sentinel://HOST:PORT,HOST:PORT/NAME asks sentinels where the primary NAME is, and follows it. A user, a "
+    "password, /DATABASE behind the name, options and the TLS of rediss+sentinel:// are for the primary; "
+    "--sentinel-password is for the sentinels, which are asked without TLS.",
     f"Without --redis-url, REDIS_URL is used, and then docker's link pair {LINK[0]} and {LINK[1]}; "
     "--redis-url '' counts in memory whatever they say.",
 )

@@ -386,7 +386,13 @@ def open_store(config: settings.Settings, resume: int = 0) -> dedup.Store:
     if config.redis_url is None:
         return dedup.MemoryStore(config.window, config.max_ids)
     return redis_store.RedisStore(
-        config.redis_url, config.key_prefix, config.window, config.max_ids, config.request_timeout, resume
+        config.redis_url,
+        config.key_prefix,
+        config.window,
+        config.max_ids,
+        config.request_timeout,
+        resume,
+        config.sentinel_password or "",
     )
 
 

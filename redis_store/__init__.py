@@ -43,7 +43,7 @@ from redis_store.held import Held
 from redis_store.node import Node, eviction_warning
 from redis_store.outbox import StreamOutbox
 from redis_store.scripts import Command, Keys
-from redis_store.topology import address, place
+from redis_store.topology import Topology, place
 from redis_store.windows import Windows, read, start_of
 from redis_store.wire import good
 
@@ -65,6 +65,7 @@ class RedisStore(Store):
         max_ids: int,
         request_timeout: float,
         resume: int = 0,
+        sentinel_password: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start to connect. `request_timeout` is how long an id may wait for Redis, in seconds.
@@ -77,10 +78,12 @@ class RedisStore(Store):
         self.keys = Keys(prefix, seconds)
         self._tell: Tell = tell_each
         self._held = Held(max_ids)
-        self._node = Node(address(url), self.keys, self._held, request_timeout, lambda: self._tell, self.meters)
-        self._windows = Windows(self._node, self.keys, self._held, request_timeout, resume, clock)
+        self._topology = Topology(url, sentinel_password)
+        self._node = Node(self._topology, self.keys, self._held, request_timeout, lambda: self._tell, self.meters)
+        self._windows = Windows(self._node, self.keys, self._held, resume, clock)
         self.news = self._windows.news
         self._task = self._node.start(self._windows)
+        self._following = asyncio.create_task(self._topology.follow(lambda: self._node.address, self._node.give_up))
 
     def add(self, number: int, done: Done, counted: Counted | None = None) -> int | None:
         batches = self._node.batches
@@ -195,5 +198,7 @@ class RedisStore(Store):
         lost = self._held.total if self._node.lost else 0
         if not confirmed and not lost:
             log.warning("stopped without Redis; ids that were answered ok and are in its care: %d", self._held.total)
+        self._following.cancel()
         await self._node.stop()
+        self._topology.close()
         return lost

@@ -20,9 +20,7 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import random
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -34,6 +32,7 @@ from redis_store.batches import HUSH, Batches, Refusals, Windows
 from redis_store.held import Held
 from redis_store.replay import Replay
 from redis_store.scripts import ARRIVE, Command, Keys
+from redis_store.topology import Topology
 from redis_store.wire import Address, Wire, connect, good
 
 OLDEST = (6, 2)  # version of Redis that has all commands used here
@@ -51,7 +50,8 @@ log = logging.getLogger("verve.store")
 def patience(timeout: float) -> float:
     """Return the seconds until an instance whose link is silent has noticed, and has arrived again.
 
-    It is noticed by a probe, or an id, that is not answered within `timeout` seconds.
+    It is noticed by a probe, or an id, that is not answered within `timeout` seconds, or by asking the sentinels as
+    often as that.
     """
     return PROBE + timeout + RETRY[1] + RECONNECT
 
@@ -67,19 +67,24 @@ class Node:
     """Keeps a connection to one primary, for as long as this process lives."""
 
     def __init__(
-        self, address: Address, keys: Keys, held: Held, timeout: float, tell: Callable[[], Tell], meters: Meters
+        self, topology: Topology, keys: Keys, held: Held, timeout: float, tell: Callable[[], Tell], meters: Meters
     ) -> None:
-        """`timeout` is how long an id may wait, in seconds; `tell` returns what tells what became of ids."""
+        """`topology` finds the server; `tell` returns what tells what became of ids.
+
+        `timeout` is how long an id may wait, in seconds.
+        """
         self.batches: Batches | None = None  # while ids are taken
         self.why = ""  # there are none, in words; "" before the first attempt has failed
         self.evicting = ""  # the policy by which the server may drop ids; "" if it doesn't
         self.refusals = Refusals()
-        self.patience = patience(timeout)  # the fleet's, as far as this process knows
+        self.own_patience = patience(max(timeout, topology.notices))  # seconds that this process needs after a loss
+        self.patience = self.own_patience  # the fleet's, as far as this process knows
         self.mark = b""  # found last; none if Redis has lost data since
+        self.address: Address | None = None  # of the server, while there is a link or one is tried
         self.ready: asyncio.Event = asyncio.Event()  # set while ids are taken
         self._seen = b""  # the mark under which all ids held were stored
         self._loop = asyncio.get_running_loop()
-        self._address = address
+        self._topology = topology
         self._keys = keys
         self._held = held
         self._timeout = timeout
@@ -87,7 +92,6 @@ class Node:
         self._meters = meters
         self._replay = Replay(self.ask, keys, held)
         self._wire: Wire | None = None
-        self._name = f"verve-{socket.gethostname()}-{os.getpid()}"  # in CLIENT LIST
         self._task: asyncio.Task[None] | None = None
 
     def start(self, home: Home) -> "asyncio.Task[None]":
@@ -182,8 +186,9 @@ class Node:
 
     async def _connect(self, home: Home) -> None:
         """Connect, and do all that has to come before the first new id."""
-        self._wire = await connect(self._address, self._name, ARRIVAL)
-        run_id = await self._check()
+        self.address = await self._topology.find()
+        self._wire = await connect(self.address, ARRIVAL)
+        run_id = await self._check(self.address.database)
         settles = await self._arrive(run_id)
         await home.arrived(settles)
         count = await self._replay.all(self._arriving(run_id, self.mark.decode()), self.mark)
@@ -205,11 +210,11 @@ class Node:
             log.error("Redis has no room for ids that it lost, and that were answered ok: %d", self._held.missing_count)
         self.ready.set()
 
-    async def _check(self) -> str:
+    async def _check(self, database: int) -> str:
         """Refuse a server of no use, warn of one that may drop ids; select the database; return the server's run_id."""
         asked: list[Command] = [("INFO", "server"), ("INFO", "memory")]
-        if self._address.database:
-            asked.append(("SELECT", str(self._address.database)))
+        if database:
+            asked.append(("SELECT", str(database)))
         server, memory, *selected = await self.ask(asked, self._loop.time() + ARRIVAL)
         good([server, memory])
         info = dict(line.split(":", 1) for line in (server + memory).decode().splitlines() if ":" in line)
@@ -231,7 +236,7 @@ class Node:
         """Read the server's mark, or give it one; return whether the server settles."""
         (arrived,) = good(await self.ask([self._arriving(run_id, self._seen.decode())]))
         self.mark, settles, agreed = arrived
-        self.patience = max(patience(self._timeout), float(agreed))
+        self.patience = max(self.own_patience, float(agreed))
         return bool(settles)
 
     def _arriving(self, run_id: str, seen: str) -> Command:
@@ -272,6 +277,7 @@ class Node:
     def _close(self) -> None:
         """Let go of the connection, and tell those who wait."""
         self.ready.clear()
+        self.address = None
         wire, self._wire = self._wire, None
         batches, self.batches = self.batches, None
         if wire is not None:

@@ -24,7 +24,7 @@ import redis
 from dedup import StoreError
 from redis_store.advice import code_of
 from redis_store.held import Held
-from redis_store.node import Node, patience
+from redis_store.node import Node
 from redis_store.scripts import BRING, ROLL, Keys
 from redis_store.wire import good
 
@@ -40,10 +40,8 @@ log = logging.getLogger("verve.store")
 class Windows:
     """This process's part in the agreement."""
 
-    def __init__(
-        self, node: Node, keys: Keys, held: Held, timeout: float, resume: int, clock: Callable[[], float]
-    ) -> None:
-        """`timeout` is an id's, in seconds; `resume` the first window to report, 0 for those closed from now on."""
+    def __init__(self, node: Node, keys: Keys, held: Held, resume: int, clock: Callable[[], float]) -> None:
+        """`resume` is the first window to report, 0 for those closed from now on."""
         self.reported_until = 0  # a time: all windows that start before it are reported, or not ours to report
         self.first = 0  # what `reported_until` was when Redis was first reached
         self.reports: list[tuple[int, int]] = []  # start and count of windows that are reported, for who asks next
@@ -53,7 +51,6 @@ class Windows:
         self._node = node
         self._keys = keys
         self._held = held
-        self._patience = patience(timeout)
         self._resume = resume
         self._clock = clock
         self._offset = 0.0  # Redis's time less this process's monotonic time
@@ -117,7 +114,7 @@ class Windows:
         time_, microseconds, opened, left, newest, settles = map(int, numbers)
         self._newest = max(self._newest, newest)
         self._offset = time_ + microseconds / 1e6 - (before + self._clock()) / 2
-        self._node.patience = max(self._patience, float(agreed))
+        self._node.patience = max(self._node.own_patience, float(agreed))
         if put_back:
             log.warning("Redis has lost reports; those that were put back: %d", put_back)
         if not held.window:  # the first time: what was reported before is not ours to tell
@@ -163,7 +160,7 @@ class Windows:
         lived = [text for start in mine for text in (str(start), self._keys.member(start), str(self._held.of(start)))]
         # What is not named yet is not closed yet: the fleet would take it that nobody lived through it.
         last = str(mine[-1]) if mine and mine[-1] < self._held.window else "+inf"
-        mark, patience_ = self._node.mark.decode(), str(self._patience)
+        mark, patience_ = self._node.mark.decode(), str(self._node.own_patience)
         fixed = (self._keys.prefix, self._keys.seconds, ROLL_LIMIT, REPORTS, mark, patience_, last)
         return [*map(str, fixed), *lived]
 

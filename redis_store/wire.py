@@ -14,12 +14,12 @@ A trip of 30 ids costs 38 us of CPU, most of it the kernel's; redis-py's own rea
 
 import asyncio
 import itertools
+import os
 import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from os import strerror
 from typing import Any, cast
 
 import redis
@@ -151,13 +151,15 @@ class Wire(asyncio.Protocol):
         self.abort(redis.ConnectionError(f"the connection was closed{words}"))
 
 
-async def connect(address: Address, name: str, timeout: float) -> Wire:
-    """Return a new connection, named `name` in CLIENT LIST, within `timeout` seconds, and as many for the first answer.
+async def connect(address: Address, timeout: float) -> Wire:
+    """Return a new connection, named verve-HOST-PID in CLIENT LIST.
+
+    It takes up to `timeout` seconds to connect, and as many to the first answer.
 
     Raises TimeoutError, redis.ConnectionError, redis.ResponseError.
     """
     try:
-        return await _greet(await _open(address, timeout), address, name, timeout)
+        return await _greet(await _open(address, timeout), address, timeout)
     except (TimeoutError, redis.ConnectionError) as error:
         if not await _expects_other(address, error):
             raise
@@ -180,13 +182,13 @@ async def _open(address: Address, timeout: float) -> Wire:
     return wire
 
 
-async def _greet(wire: Wire, address: Address, name: str, timeout: float) -> Wire:
+async def _greet(wire: Wire, address: Address, timeout: float) -> Wire:
     """Say who we are; return the connection, or end it."""
+    name = f"verve-{socket.gethostname()}-{os.getpid()}"
     commands = [("AUTH", *filter(None, [address.username]), address.password)] if address.password else []
     try:
-        *replies, _ = await wire.ask(
-            [*commands, ("CLIENT", "SETNAME", name)], asyncio.get_running_loop().time() + timeout
-        )
+        deadline = asyncio.get_running_loop().time() + timeout
+        *replies, _ = await wire.ask([*commands, ("CLIENT", "SETNAME", name)], deadline)
         good(replies)  # that the server keeps no names matters to nobody
     except BaseException as error:
         wire.abort(redis.ConnectionError(str(error)))
@@ -215,7 +217,7 @@ def _reason(address: Address, error: OSError) -> str:
 
 def _words(error: OSError) -> str:
     known = error.errno is not None and not isinstance(error, ssl.SSLError | socket.gaierror)
-    return strerror(cast(int, error.errno)) if known else error.strerror or str(error)
+    return os.strerror(cast(int, error.errno)) if known else error.strerror or str(error)
 
 
 async def _expects_other(address: Address, error: Exception) -> bool:

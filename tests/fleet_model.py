@@ -111,7 +111,7 @@ def small_world() -> Iterator[None]:
             redis_store: {"SHARDS": 3},
             redis_store.batches: {"MAX_BATCH": 4, "MAX_WAITING": 12},
             redis_store.replay: {"CHUNK": 2},
-            redis_store.windows: {"ROLL_LIMIT": 3, "BRING_CHUNK": 2, "patience": lambda _: PATIENCE},
+            redis_store.windows: {"ROLL_LIMIT": 3, "BRING_CHUNK": 2},
             redis_store.node: {"PROBE": 1e6, "patience": lambda _: PATIENCE},  # looked at when the model says so
         }
         for module, values in small.items():

@@ -210,6 +210,7 @@ class Proxy:
         self.swallow = ""
         self.pause = 0.0
         self.connections = 0  # accepted so far
+        self.replies = 0  # pieces of what the server said so far
         self._flow = threading.Event()
         self._flow.set()
         self._released = threading.Event()
@@ -321,6 +322,7 @@ class Proxy:
         dead = False
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
+                self.replies += 1
                 self._flow.wait(DEADLINE)
                 time.sleep(self.pause)
                 dead = dead or self.swallow == "replies" or link in self._silent

@@ -1,11 +1,7 @@
 """What waiting does not mend is told as such, in one line with the remedy, and tried again all the same."""
 
 import asyncio
-import contextlib
 import re
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis_tls
+import sentinels
 import servers
 import support
 import trustme
@@ -38,7 +35,6 @@ from stores import (
     stored,
     until,
     wait_for_ok,
-    wait_until,
 )
 
 import dedup
@@ -51,25 +47,9 @@ def files(tmp_path: Path, authority: trustme.CA) -> redis_tls.Files:
 
 
 @pytest.fixture
-def sentinel(engine: str) -> Iterator[int]:
-    with tempfile.TemporaryDirectory(prefix="verve-sentinel-") as folder:
-        config = Path(folder, "sentinel.conf")
-        config.touch()
-        port = servers.free_port()
-        process = subprocess.Popen(
-            [servers.ENGINES[engine], str(config), "--sentinel", "--port", str(port), "--bind", "127.0.0.1"],
-            stdout=subprocess.DEVNULL,
-        )
-        wait_until(lambda: listening(port))
-        yield port
-        process.kill()
-        process.wait(servers.DEADLINE)
-
-
-def listening(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
+def sentinel(engine: str) -> Iterator[sentinels.Sentinel]:
+    with sentinels.Sentinel(engine, servers.free_port()) as sentinel:
+        yield sentinel
 
 
 def pass_over_resets() -> None:
@@ -85,7 +65,7 @@ def pass_over_resets() -> None:
     loop.set_exception_handler(handle)
 
 
-def see(url: str, advice: str, port: int) -> None:
+def see(url: str, advice: str, port: int, sentinel_password: str = "") -> None:
     """See the store tell what is wrong with a URL in one line, without secrets, and go on trying.
 
     {} in the URL stands for the address of a proxy before `port`, which sees the tries.
@@ -94,11 +74,15 @@ def see(url: str, advice: str, port: int) -> None:
     async def test() -> None:
         pass_over_resets()
         with servers.Proxy(port) as proxy, Log() as log:
-            store = redis_store.RedisStore(url.format(f"127.0.0.1:{proxy.port}"), "verve", long_window(), 10**6, NEVER)
+            address = url.format(f"127.0.0.1:{proxy.port}")
+            store = redis_store.RedisStore(
+                address, "verve", long_window(), 10**6, NEVER, sentinel_password=sentinel_password
+            )
             await log.wait_for(f"{AWAY}, requests fail: {advice}")
             assert re.search(advice, store.unavailable)
-            before = proxy.connections
-            await until(lambda: proxy.connections > before + 2)
+            tries = "replies" if "sentinel" in url else "connections"  # a connection to a sentinel is kept
+            before = getattr(proxy, tries)
+            await until(lambda: getattr(proxy, tries) > before + 2)
             assert add(store, 1).result() == dedup.DOWN
             assert len(log.lines) == 1, log.lines
             assert not log.found(SECRET)
@@ -123,8 +107,31 @@ def test_a_node_of_a_cluster(engine: str, database: str) -> None:
 
 
 @pytest.mark.parametrize("database", ["", "/1"])
-def test_a_sentinel(sentinel: int, database: str) -> None:
-    see(f"redis://{{}}{database}", "a sentinel counts nothing: let --redis-url name the primary", sentinel)
+def test_a_sentinel(sentinel: sentinels.Sentinel, database: str) -> None:
+    advice = "this is a sentinel: write redis\\+sentinel://HOST:PORT/NAME in --redis-url"
+    see(f"redis://{{}}{database}", advice, sentinel.port)
+
+
+def test_a_sentinel_that_does_not_know_the_name(sentinel: sentinels.Sentinel) -> None:
+    advice = r"the sentinels know no primary of this name: correct it .*\(no sentinel names the primary other: "
+    see("redis+sentinel://{}/other", advice, sentinel.port)
+
+
+def test_a_server_that_is_no_sentinel(server: servers.Redis) -> None:
+    see(f"redis+sentinel://{{}}/{sentinels.NAME}", "this is no sentinel: write redis://, not", server.port)
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "advice"),
+    [
+        (SECRET, "", "the sentinels ask for a password: give it as --sentinel-password"),
+        (SECRET, f"not {SECRET}", "the sentinels have another password: correct --sentinel-password"),
+        ("", SECRET, "the sentinels have no password: leave --sentinel-password out"),
+    ],
+)
+def test_a_password_that_sentinels_do_not_take(engine: str, there: str, given: str, advice: str) -> None:
+    with sentinels.Sentinel(engine, servers.free_port(), password=there) as sentinel:
+        see(f"redis+sentinel://{{}}/{sentinels.NAME}", advice, sentinel.port, given)
 
 
 def test_no_tls_where_redis_expects_it(engine: str, files: redis_tls.Files) -> None:

@@ -40,6 +40,7 @@ FLAGS = {
     "port",
     "workers",
     "redis-url",
+    "sentinel-password",
     "key-prefix",
     "window",
     "report-url",

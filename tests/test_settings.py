@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import ipaddress
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 import outbound
 import settings
+from redis_store import topology
 
 KEY = bytes(range(32))
 BASE64 = base64.b64encode(KEY).decode()
@@ -28,6 +30,7 @@ DEFAULTS = {
     "port": (8080, "8080"),
     "workers": (1, "1"),
     "redis_url": (None, "none: in memory"),
+    "sentinel_password": (None, "none"),
     "key_prefix": ("verve", "verve"),
     "window": (60, "60s"),
     "report_url": (None, "none"),
@@ -51,6 +54,7 @@ DEFAULTS = {
 # What a flag needs beside it.
 COMPANY = {"workers": ("--redis-url", "redis://h"), "report_secret": ("--report-url", "http://h/")}
 SECRETS = ("redis_url", "report_url", "report_secret")
+HIDDEN = (*SECRETS, "sentinel_password")  # nearly any text can be a password
 
 
 def nets(*blocks: str) -> tuple[Any, ...]:
@@ -76,7 +80,16 @@ GOOD = [
     ("redis_url", "REDISS://:pass@[::1]:6380", "REDISS://:pass@[::1]:6380"),
     ("redis_url", "unix:///run/redis.sock", "unix:///run/redis.sock"),
     ("redis_url", "unix://user:pass@/run/redis.sock?db=1", "unix://user:pass@/run/redis.sock?db=1"),
+    ("redis_url", "redis+sentinel://h/main", "redis+sentinel://h/main"),
+    (
+        "redis_url",
+        "redis+sentinel://:p%2Fss@a,b:5,[::1]:6/a.B-c_1/2",
+        "redis+sentinel://:p%2Fss@a,b:5,[::1]:6/a.B-c_1/2",
+    ),
+    ("redis_url", "REDISS+Sentinel://h/m/?ssl_ca_certs=/c&db=1", "REDISS+Sentinel://h/m/?ssl_ca_certs=/c&db=1"),
     ("redis_url", "", None),
+    ("sentinel_password", "pass word%20\xe9", "pass word%20\xe9"),
+    ("sentinel_password", "", None),
     ("key_prefix", "x" * 128, "x" * 128),
     ("key_prefix", "!a|~z", "!a|~z"),
     ("window", "1", 1),
@@ -144,6 +157,8 @@ HOSTS = [
     "x" * 64,
 ]
 REDIS = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"
+SENTINEL = "redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/NAME[/DATABASE]"
+SENTINELS = "sentinels as HOST[:PORT] with commas between"
 NUMBER = "a number as the database"
 HTTP = "an absolute http or https URL"
 ASCII = "a URL in ASCII, without spaces"
@@ -196,6 +211,21 @@ BAD = [
     ("redis_url", "unix:///", "unix:///PATH"),
     ("redis_url", "unix://run/redis.sock", "unix:///PATH"),
     ("redis_url", "unix:///run/redis.sock?db=x", NUMBER),
+    ("redis_url", "redis+sentinel://h", SENTINEL),
+    ("redis_url", "redis+sentinel://h/", SENTINEL),
+    ("redis_url", "redis+sentinel://h//0", SENTINEL),
+    ("redis_url", "redis+sentinel://h/a%20b", SENTINEL),
+    ("redis_url", "redis+sentinel:///main", SENTINELS),
+    ("redis_url", "redis+sentinel://a,/main", SENTINELS),
+    ("redis_url", "redis+sentinel://a;b:5/main:", SENTINEL),
+    ("redis_url", "redis+sentinel://a:b/main", SENTINELS),
+    ("redis_url", "redis+sentinel://a,b:0/main", "a port from 1 to 65535"),
+    ("redis_url", "redis+sentinel://a,b..c/main", "an IP address or a host name"),
+    ("redis_url", "redis+sentinel://h/main/x", NUMBER),
+    ("redis_url", "redis+sentinel://h/main/0/1", NUMBER),
+    ("redis_url", "redis+sentinel://h/main?ssl_ca_certs=/c", "no options after ?"),
+    ("redis_url", "unix+sentinel:///run/redis.sock", REDIS),
+    *(("sentinel_password", text, "a password without control characters") for text in ["a\n", "\t", "\x7f"]),
     ("report_url", "example.com", HTTP),
     ("report_url", "/path", HTTP),
     ("report_url", "ftp://h/", HTTP),
@@ -335,7 +365,7 @@ def test_an_empty_variable_counts_as_unset(name: str) -> None:
     assert load(env={variable(name): ""}) == load()
 
 
-@pytest.mark.parametrize("name", ["redis_url", "report_url", "report_secret", "callback_allow", "log_file"])
+@pytest.mark.parametrize("name", [*HIDDEN, "callback_allow", "log_file"])
 def test_an_empty_flag_takes_an_optional_setting_back(name: str) -> None:
     assert load(flag(name), "", env={variable(name): "\x01"}) == load()
 
@@ -377,8 +407,12 @@ def test_what_was_given_is_shown_harmless_and_short(refused: Refusals) -> None:
     assert len(refused("--" + "p" * 5000)) < 200
 
 
-@pytest.mark.parametrize("name", SECRETS)
-@pytest.mark.parametrize("text", ["hunter2", "redis://u:hunter2@h:x", "http://u:hunter2@[/", "whsec_hunter2"])
+NO_SECRETS = ["hunter2", "redis://u:hunter2@h:x", "http://u:hunter2@[/", "whsec_hunter2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("sentinel_password", "hunter2\n"), *itertools.product(SECRETS, NO_SECRETS)]
+)
 def test_secrets_are_never_shown(refused: Refusals, name: str, text: str) -> None:
     for message in (refused(flag(name), text), refused(env={variable(name): text})):
         assert "hunter2" not in message
@@ -386,7 +420,16 @@ def test_secrets_are_never_shown(refused: Refusals, name: str, text: str) -> Non
 
 
 def test_settings_can_be_logged() -> None:
-    loaded = load("--redis-url", "redis://:hunter2@h", "--report-url", "http://u:hunter2@h/", "--report-secret", BASE64)
+    loaded = load(
+        "--redis-url",
+        "redis://:hunter2@h",
+        "--report-url",
+        "http://u:hunter2@h/",
+        "--report-secret",
+        BASE64,
+        "--sentinel-password",
+        "hunter2",
+    )
     assert "hunter2" not in repr(loaded)
     assert repr(KEY) not in repr(loaded)
     assert "port=8080" in repr(loaded)
@@ -394,6 +437,7 @@ def test_settings_can_be_logged() -> None:
 
 FROM_FILES = [
     ("redis_url", "redis://:hunter2@h", "redis://:hunter2@h"),
+    ("sentinel_password", "hunter2 ", "hunter2 "),
     ("report_url", "https://u:hunter2@example.com/hook", "https://u:hunter2@example.com/hook"),
     ("report_secret", "whsec_" + BASE64, KEY),
 ]
@@ -415,7 +459,7 @@ def test_a_flag_wins_over_a_file_that_is_not_there(name: str, text: str, value: 
     assert getattr(load(flag(name), text, *COMPANY.get(name, ()), env=env), name) == value
 
 
-@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("name", HIDDEN)
 def test_an_empty_name_of_a_file_counts_as_unset(name: str) -> None:
     assert load(env={f"{variable(name)}_FILE": ""}) == load()
 
@@ -446,7 +490,7 @@ def test_a_file_that_holds_no_secret_is_refused(
     assert "hunter2" not in said
 
 
-@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("name", HIDDEN)
 @pytest.mark.parametrize("path", ["/", "\0", "x" * 5000])
 def test_what_is_no_file_is_refused(refused: Refusals, name: str, path: str) -> None:
     assert refused(env={f"{variable(name)}_FILE": path}).startswith(f"{variable(name)}_FILE: can't read the file")
@@ -605,12 +649,23 @@ def test_any_text_loads_or_is_refused_in_one_line(name: str, text: str) -> None:
 
 @hypothesis.settings(max_examples=500, deadline=None, database=None)
 @given(
-    start=st.sampled_from(["redis://", "redis://h/", "rediss://h?ssl_certfile=", "unix://", "unix:///p?db=1"]),
-    rest=st.text("[]:@/?&=%;.hdb1", max_size=12),
+    start=st.sampled_from(
+        [
+            *("redis://", "redis://h/", "rediss://h?ssl_certfile=", "unix://", "unix:///p?db=1"),
+            *(
+                "redis+sentinel://",
+                "redis+sentinel://h,",
+                "redis+sentinel://h/m",
+                "rediss+sentinel://h/m?ssl_certfile=",
+            ),
+        ]
+    ),
+    rest=st.text("[]:@/?&=%;.,hdb1", max_size=12),
 )
 @example(start="redis://", rest="[@h")
 @example(start="redis://h/", rest="??db=1")
 def test_a_redis_url_that_loads_is_one_that_the_client_takes(start: str, rest: str) -> None:
     url = start + rest
     if outcome(["--redis-url", url], {}) == (None, ""):
-        redis.asyncio.ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+        direct, *_ = topology.split(url)
+        redis.asyncio.ConnectionPool.from_url(direct).make_connection()  # type: ignore[no-untyped-call]

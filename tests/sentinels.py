@@ -1,0 +1,220 @@
+"""A primary, a replica, and three sentinels that watch over them; and how soon Verve follows them.
+
+python tests/sentinels.py --rounds 10    # kills the primary, or asks for a failover, under load, and prints times
+"""
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import processes
+import redis
+import servers
+import support
+from processes import wait_until
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+NAME = "mymaster"
+DOWN = 500  # milliseconds without an answer after which a sentinel takes a server for down
+
+
+class Sentinel:
+    """A sentinel's process, which watches over the primary at a port of this machine."""
+
+    def __init__(self, engine: str, primary: int, quorum: int = 1, password: str = "") -> None:
+        self.port = servers.free_port()
+        self._engine = engine
+        self._password = password
+        self._folder = tempfile.TemporaryDirectory(prefix="verve-sentinel-")
+        lines = [
+            *(f"port {self.port}", "bind 127.0.0.1", f"dir {self._folder.name}"),
+            f"sentinel monitor {NAME} 127.0.0.1 {primary} {quorum}",
+            *(f"sentinel down-after-milliseconds {NAME} {DOWN}", f"sentinel failover-timeout {NAME} 3000"),
+            *([f'requirepass "{password}"'] if password else []),
+        ]
+        self._config = Path(self._folder.name, "sentinel.conf")
+        self._config.write_text("\n".join(lines) + "\n")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._folder.cleanup()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with Path(self._folder.name, "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [servers.ENGINES[self._engine], str(self._config), "--sentinel"], stdout=log, stderr=log
+            )
+        try:
+            wait_until(self._answers)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End it, and wait until it is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(servers.DEADLINE)
+            self._process = None
+
+    def ask(self, *words: str) -> Any:
+        retry = Retry(NoBackoff(), 0)  # redis-py would try again by itself, after seconds
+        with redis.Redis(
+            port=self.port, password=self._password or None, decode_responses=True, socket_timeout=10, retry=retry
+        ) as client:
+            return client.execute_command(*words)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, Path(self._folder.name, "log").read_text()
+        with contextlib.suppress(redis.ConnectionError):
+            return bool(self.ask("PING"))
+        return False
+
+
+class Fleet:
+    """All of them, seen by each other."""
+
+    def __init__(self, engine: str) -> None:
+        with contextlib.ExitStack() as stack:
+            self._stack = stack
+            self._begin(engine)
+            self._stack = stack.pop_all()
+
+    def _begin(self, engine: str) -> None:
+        self.primary = self._stack.enter_context(servers.Redis(engine))
+        self.replica = self._stack.enter_context(servers.Redis(engine))
+        self.replica.follow(self.primary)
+        self.sentinels = [self._stack.enter_context(Sentinel(engine, self.primary.port, 2)) for _ in range(3)]
+        wait_until(lambda: all(map(self._seen, self.sentinels)))
+        self.url = url(*self.sentinels)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def move(self, *, killed: bool) -> None:
+        """Kill the primary, or ask for a failover while both live; wait until the replica is the primary."""
+        if killed:
+            self.primary.kill()
+        else:
+            self.sentinels[0].ask("SENTINEL", "FAILOVER", NAME)
+        wait_until(self._promoted)
+
+    def _promoted(self) -> bool:
+        with contextlib.suppress(redis.ConnectionError), self.replica.client() as client:
+            return bool(client.info("replication")["role"] == "master")
+        return False  # a sentinel ends all connections to a server that it promotes
+
+    @staticmethod
+    def _seen(sentinel: Sentinel) -> bool:
+        """Whether a sentinel knows of all others, and finds all well."""
+        fields = sentinel.ask("SENTINEL", "MASTER", NAME)
+        return bool(
+            fields["num-other-sentinels"] == "2" and fields["num-slaves"] == "1" and fields["flags"] == "master"
+        )
+
+
+def url(*sentinels: Sentinel) -> str:
+    """Return the URL that names sentinels."""
+    return f"redis+sentinel://{','.join(f'127.0.0.1:{sentinel.port}' for sentinel in sentinels)}/{NAME}"
+
+
+class Load:
+    """Ids sent to an instance one after the other, up to 1,000 a second, and what became of them."""
+
+    def __init__(self, address: support.Address, first: int) -> None:
+        self.ok: set[int] = set()
+        self.failed: set[int] = set()
+        self.again = 0.0  # monotonic time of the first ok after the last that failed
+        self._address = address
+        self._next = first
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(servers.DEADLINE)
+
+    def _run(self) -> None:
+        before = True
+        with support.Client(self._address) as client:
+            while not self._over.is_set():
+                sent = time.monotonic()
+                good = client.ask(support.accept(self._next)).status == 200
+                (self.ok if good else self.failed).add(self._next)
+                self._next += 1
+                if good and not before:
+                    self.again = time.monotonic()
+                before = good
+                self._over.wait(max(0.0, 0.001 - (time.monotonic() - sent)))
+
+
+def more(*loads: Load) -> None:
+    """Wait until each of them has got some more ok."""
+    before = [len(load.ok) for load in loads]
+    wait_until(lambda: all(len(load.ok) > number + 50 for load, number in zip(loads, before, strict=True)))
+
+
+def play(engine: str, *, killed: bool) -> tuple[float, float, int, int, int]:
+    """Let a failover happen; return seconds from the promotion to the first ok, from the fault to it, and the counts.
+
+    The first ok is that of the instance which is back last, from the new primary: while an instance moves, ids fail.
+    The counts are of ok, of failed, and of ids in the window on the new primary that were answered ok.
+    """
+    with Fleet(engine) as fleet:
+        flags = "--redis-url", fleet.url, "--window", processes.long_window()
+        with support.verve(*flags) as one, support.verve(*flags) as two:
+            with Load(one.address, 0) as first, Load(two.address, 10**9) as second:
+                more(first, second)
+                fault = time.monotonic()
+                fleet.move(killed=killed)
+                promoted = time.monotonic()
+                one.log.wait_for("Redis is back")
+                two.log.wait_for("Redis is back")
+                more(first, second)
+            ok, failed = first.ok | second.ok, first.failed | second.failed
+            later = max(first.again, second.again)
+            return later - promoted, later - fault, len(ok), len(failed), len(ok & {*processes.ids(fleet.replica)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10)
+    rounds = parser.parse_args().rounds
+    wrong = 0
+    for number in range(rounds):
+        engine = [*servers.ENGINES][number % len(servers.ENGINES)]
+        for killed in (True, False):
+            promoted, fault, ok, failed, there = play(engine, killed=killed)
+            wrong += ok != there
+            what = "kill -9 of the primary" if killed else "SENTINEL FAILOVER"
+            print(
+                f"{engine}, {what}: ok {promoted:.2f} s after the promotion, {fault:.2f} s after the fault; "
+                f"{ok} answered ok, {there} of them counted, {failed} failed",
+                flush=True,
+            )
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

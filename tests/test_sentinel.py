@@ -1,0 +1,190 @@
+"""A primary behind sentinels: it is found, followed when another takes its place, and every ok is counted meanwhile."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+import redis
+import redis_tls
+import sentinels
+import servers
+import stores
+import support
+import trustme
+from operators import watched
+from sentinels import NAME, Fleet, Load, Sentinel, more
+
+from redis_store import topology
+
+
+@pytest.mark.parametrize(
+    ("engine", "killed"), [(stores.FIRST, True), (stores.LAST, False)], ids=["killed", "asked for"]
+)
+def test_a_failover_is_followed_and_each_ok_is_counted_once(engine: str, killed: bool) -> None:
+    """Windows end before it, meanwhile and after it. An id that was answered `failed` may be stored."""
+    with Fleet(engine) as fleet, support.verve("--redis-url", fleet.url, "--window", "1") as program:
+        stores.let_settle(fleet.primary)
+        with Load(program.address, 0) as load:
+            program.log.wait_for(r"unique ids in \S+: [1-9]")
+            fleet.move(killed=killed)
+            program.log.wait_for("Redis is back")
+            more(load)
+        wait_until_all_is_told(program, fleet.replica)
+        told = counts(program)
+        assert fleet.replica.reports().items() >= told.items(), "what the old primary told has been put back"
+        assert len(load.ok) <= sum(told.values()) <= len(load.ok) + len(load.failed)
+        away, back, *_ = stores.complaints(program)
+        assert "Redis is away, requests fail: " in away
+        assert killed or f"the primary {NAME} is 127.0.0.1:{fleet.replica.port} now" in away
+        assert "Redis is back" in back
+
+
+@stores.last_engine
+def test_two_instances_follow_and_what_both_stored_is_counted(engine: str) -> None:
+    """One of them leaves the old primary later than the other, which goes on acknowledging until then."""
+    *_, ok, _, there = sentinels.play(engine, killed=False)
+    assert ok == there > 0
+
+
+def counts(program: support.Program) -> dict[str, int]:
+    """Return the counts that the log tells, by window."""
+    found = [re.search(r"unique ids in (\S+): (\d+)$", line) for line in program.log.all]
+    counted = [(match[1], int(match[2])) for match in found if match]
+    assert len(dict(counted)) == len(counted), "a window was told twice"
+    return dict(counted)
+
+
+def wait_until_all_is_told(program: support.Program, server: servers.Redis) -> None:
+    """Wait until the window of now, by Redis's clock, is told; nobody sends ids any more."""
+    with server.client() as client:
+        now = stores.name_of(client.time()[0])
+    program.log.wait_until(lambda _: max(counts(program), default="") >= now or None, f"the count of {now}")
+
+
+@stores.first_engine
+def test_a_new_primary_waits_for_all_to_hear_of_it_however_short_the_time_of_a_request(engine: str) -> None:
+    with servers.Redis(engine) as server, Sentinel(engine, server.port) as sentinel:
+        with support.verve("--redis-url", sentinels.url(sentinel), "--request-timeout", "0.1"):
+            patience = float(stores.ask(server, "GET", "verve:patience"))
+        assert patience > topology.ASK + 2 * topology.ANSWER, "until the next question, and its answer, and another"
+
+
+@stores.first_engine
+def test_counting_goes_on_without_sentinels_but_no_primary_is_found_without_them(engine: str) -> None:
+    with servers.Redis(engine) as server, Sentinel(engine, server.port) as sentinel:
+        flags = "--redis-url", sentinels.url(sentinel), "--window", "1"
+        with watched(*flags) as (program, operators), support.Client(program.address) as client:
+            stores.let_settle(server)
+            stores.wait_for_ok(client, 1)
+            sentinel.kill()
+            for _ in range(2):
+                program.log.wait_for("unique ids in", len(program.log.all))  # longer than until they are asked again
+                assert not stores.failed(client.ask(support.accept(2)))
+            assert stores.complaints(program) == []
+            stores.cut_all(server)
+            program.log.wait_for("Redis is away")
+            assert stores.failed(client.ask(support.accept(3)))
+            stores.wait_until(lambda: "no sentinel names the primary" in " ".join(operators.ready()[1]))
+            sentinel.start()
+            program.log.wait_for("Redis is back")
+            assert not stores.failed(client.ask(support.accept(3)))
+
+
+def test_sentinels_of_which_none_is_there_are_told_in_one_line(engine: str) -> None:
+    url = f"redis+sentinel://127.0.0.1:{servers.free_port()},127.0.0.1:{servers.free_port()}/{NAME}"
+    with support.verve("--redis-url", url) as program, support.Client(program.address) as client:
+        assert stores.failed(client.ask(support.accept(1)))
+        line = stores.complaint(program)
+        assert f"Redis is away, requests fail: no sentinel names the primary {NAME}: " in line
+        assert "Connection refused" in line
+
+
+@pytest.mark.parametrize("database", ["", "/1"])
+def test_passwords_of_the_sentinels_and_of_the_primary(engine: str, tmp_path: Path, database: str) -> None:
+    file = tmp_path / "password"
+    file.write_text("of sentinels")
+    with (
+        servers.Redis(engine, password="hunter2") as primary,
+        Sentinel(engine, primary.port, password="of sentinels") as sentinel,
+    ):
+        url = sentinels.url(sentinel).replace("://", "://:hunter2@") + database
+        prefix = ("env", f"VERVE_SENTINEL_PASSWORD_FILE={file}")
+        with support.verve("--redis-url", url, prefix=prefix) as program, support.Client(program.address) as client:
+            stores.wait_for_ok(client, 7)
+            assert stores.complaints(program) == []
+            (there,) = [line for line in program.log.all if f"{NAME}, of the sentinels 127.0.0.1:" in line]
+            assert f"database {database[1:] or 0}" in there
+            assert "hunter2" not in there
+            assert "of sentinels" not in there.replace("of the sentinels", "")
+        with primary.client() as client_of_redis:
+            assert f"db{database[1:] or 0}" in client_of_redis.info("keyspace")
+
+
+def test_tls_to_the_primary(engine: str, tmp_path: Path, authority: trustme.CA) -> None:
+    files = redis_tls.Files(tmp_path, authority)
+    with redis_tls.server(engine, files) as server, Sentinel(engine, server.port) as sentinel:
+        url = f"redis{sentinels.url(sentinel)[5:]}?ssl_ca_certs={files.authority}".replace("redis+", "rediss+")
+        with support.verve("--redis-url", url) as program, support.Client(program.address) as client:
+            stores.wait_for_ok(client, 7)
+            assert stores.ids(server.plain) == {7}
+
+
+def test_a_sentinel_that_is_silent_or_away_does_not_hide_what_another_says(server: servers.Redis) -> None:
+    with Sentinel(server.engine, server.port) as sentinel, servers.Proxy(sentinel.port) as proxy:
+        proxy.swallow = "replies"
+        url = f"redis+sentinel://127.0.0.1:{proxy.port},127.0.0.1:{servers.free_port()},127.0.0.1:{sentinel.port}"
+        with support.verve("--redis-url", f"{url}/{NAME}") as program, support.Client(program.address) as client:
+            stores.wait_for_ok(client, 7)
+            assert proxy.connections
+            assert stores.complaints(program) == []
+
+
+async def find(url: str) -> tuple[str, int]:
+    """Ask sentinels where the primary is."""
+    place = topology.Topology(url)
+    try:
+        found = await place.find()
+    finally:
+        place.close()
+    return found.host, found.port
+
+
+def says(epoch: int, host: str, port: int) -> servers.Impostor:
+    """Return a sentinel that has heard of a failover, or not yet."""
+
+    def reply(words: list[bytes]) -> bytes:
+        if words[0] != b"SENTINEL":
+            return b"+OK\r\n"
+        said = ["config-epoch", str(epoch)] if words[1] == b"MASTER" else [host, str(port)]
+        return b"*%d\r\n%b" % (len(said), b"".join(map(stores.bulk, said)))
+
+    return servers.Impostor(reply)
+
+
+@pytest.mark.parametrize("epochs", [(1, 2), (2, 1), (9, 10)])
+def test_the_sentinel_that_has_heard_of_the_latest_failover_is_right(epochs: tuple[int, int]) -> None:
+    with says(epochs[0], "10.0.0.1", 1) as one, says(epochs[1], "10.0.0.2", 2) as other:
+        url = f"redis+sentinel://127.0.0.1:{one.port},127.0.0.1:{other.port}/{NAME}"
+        newer = ("10.0.0.1", 1) if epochs[0] > epochs[1] else ("10.0.0.2", 2)
+        assert asyncio.run(find(url)) == newer
+
+
+@pytest.mark.parametrize("reply", [b"*0\r\n", b"$-1\r\n", b":1\r\n", b"+OK\r\n"])
+def test_what_is_no_answer_of_a_sentinel_names_no_primary(reply: bytes) -> None:
+    with servers.Impostor(lambda words: reply if words[0] == b"SENTINEL" else b"+OK\r\n") as impostor:
+        url = f"redis+sentinel://127.0.0.1:{impostor.port}/{NAME}"
+        with pytest.raises(redis.ConnectionError, match=f"no sentinel names the primary {NAME}: ."):
+            asyncio.run(find(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("redis+sentinel://h1:26379,h2:26380/main", "main, of the sentinels h1:26379, h2:26380, database 0"),
+        ("redis+sentinel://h1,[::1]:5/main/3", "main, of the sentinels h1:26379, ::1:5, database 3"),
+        ("REDISS+SENTINEL://user:hunter2@h/a.b-c_d?db=2", "a.b-c_d, of the sentinels h:26379, database 2"),
+    ],
+)
+def test_where_a_url_leads_is_told_without_its_secrets(url: str, where: str) -> None:
+    assert topology.place(url) == f"Redis at {where}"
