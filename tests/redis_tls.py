@@ -81,6 +81,7 @@ def front(port: int, files: Files, *, ask_clients: bool) -> Iterator[int]:
     def serve(client: socket.socket) -> None:
         with contextlib.suppress(OSError), client:
             client.settimeout(servers.DEADLINE)
+            client.getpeername()  # of one that is reset already, wrap_socket would leave a socket open
             with (
                 context.wrap_socket(client, server_side=True) as near,
                 socket.create_connection(("127.0.0.1", port), servers.DEADLINE) as far,
