@@ -60,6 +60,8 @@ class Held:
 
     def lose(self, window: int, numbers: list[int]) -> None:
         """Note that ids of a window are not in Redis any more, and can't be brought back yet."""
+        if not numbers:
+            return
         if window == self.window:
             self.count -= self.ids.remove(numbers)
         elif window in self.past:
