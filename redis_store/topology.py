@@ -83,9 +83,8 @@ class Topology:
         direct, sentinels, self._primary = split(url)
         self._server = address(direct)
         self._sentinels = [Address(host, port, password=sentinel_password) for host, port in sentinels]
-        self.notices = (
-            ASK if sentinels else 0.0
-        )  # seconds in which a switch is noticed, besides what a connection tells
+        # Seconds in which a switch is noticed, besides what a connection tells.
+        self.notices = ASK if sentinels else 0.0
         self._wires: dict[Address, Wire] = {}  # to sentinels
         self._asking = asyncio.Lock()
 
