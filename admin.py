@@ -67,6 +67,10 @@ METRICS: Final = {
     "verve_connections": ("gauge", "Open client connections."),
     "verve_connections_limit": ("gauge", "Client connections that may be open, in all workers at work."),
     "verve_ids_total": ("counter", "Ids answered ok: new in their window over the fleet, or duplicates."),
+    "verve_ids_held": (
+        "gauge",
+        "Ids in the memory of the workers at work: of the open window, and of those over and not yet reported.",
+    ),
     "verve_ids_limit": ("gauge", "Ids of a window that may be kept in memory (--max-ids), in all workers at work."),
     "verve_batch_ids": ("histogram", "Ids in one round trip to Redis."),
     "verve_batch_duration_seconds": ("histogram", "Seconds that a round trip to Redis took, for one batch of ids."),

@@ -48,8 +48,7 @@ FREE_EVERY = 0.003  # seconds from one time to the next; some 2 million ids are 
 RECENT = 60  # closed windows that are remembered without Redis, for those who watch
 
 # Upper bounds of what is counted in a `Histogram`.
-TRIPS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
-WAITS = TRIPS[TRIPS.index(0.0025) :]  # taken from the loop's time, which goes by milliseconds
+TIMES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds
 SIZES = (1, 4, 16, 64, 256, 1024, 4096)
 
 Done = Callable[[int], None]  # takes what became of an id, once
@@ -81,8 +80,8 @@ class Meters:
     """What a store counts of its own work, since it was started."""
 
     def __init__(self) -> None:
-        self.waits = Histogram(WAITS)  # seconds that ids waited, as long as the first of their batch
-        self.trips = Histogram(TRIPS)  # seconds that a batch took
+        self.waits = Histogram(TIMES)  # seconds that ids waited, as long as the first of their batch
+        self.trips = Histogram(TIMES)  # seconds that a batch took
         self.sizes = Histogram(SIZES)  # ids in a batch
         self.new = 0  # ids that this process stored and that were new in their window
 
@@ -159,6 +158,11 @@ class Store(ABC):
     def new(self) -> int:
         """Ids that this process stored and that were new in their window, since it was started."""
         return self.meters.new
+
+    @property
+    def kept(self) -> int:
+        """Ids in this process's memory: of the open window, and of those that are over and not reported."""
+        return self.count
 
     @property
     def queued(self) -> int:

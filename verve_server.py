@@ -364,6 +364,7 @@ def samples(parts: Parts) -> dict[str, float]:
         "verve_connections_limit": server.cap.most,
         'verve_ids_total{result="new"}': store.new,
         'verve_ids_total{result="duplicate"}': answered[200] - store.new,
+        "verve_ids_held": store.kept,
         "verve_ids_limit": store.max_ids,
         **histogram("verve_batch_ids", store.meters.sizes),
         **histogram("verve_batch_duration_seconds", store.meters.trips),

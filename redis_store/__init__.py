@@ -102,6 +102,10 @@ class RedisStore(Store):
         return self._held.count
 
     @property
+    def kept(self) -> int:
+        return self._held.total
+
+    @property
     def queued(self) -> int:
         waiting = self._node.batches.queued if self._node.batches is not None else 0
         return waiting + self._held.flying

@@ -88,13 +88,16 @@ class Refusals:
 class Batch:
     """Ids that are stored together, all or none, and whom to tell."""
 
-    __slots__ = ("counted", "cpu", "deadline", "dones", "numbers", "opens", "sent", "window")
+    __slots__ = ("came", "counted", "cpu", "deadline", "dones", "numbers", "opens", "sent", "window")
 
-    def __init__(self, numbers: list[int], dones: list[Done], counted: list[Counted], deadline: float) -> None:
+    def __init__(
+        self, numbers: list[int], dones: list[Done], counted: list[Counted], deadline: float, came: float
+    ) -> None:
         self.numbers = numbers  # those that are counted one by one come first
         self.dones = dones
         self.counted = counted  # of the first of them: who wants to be told the count
         self.deadline = deadline  # loop time
+        self.came = came  # perf_counter() when the first of them came
         self.window = 0  # start of the one that it was sent to last
         self.opens = False  # it was sent along with OPEN
         self.sent = 0.0  # perf_counter() then
@@ -109,6 +112,7 @@ class Waiting:
         self.dones: list[Done] = []  # whom to tell of each of them
         self.counted: list[tuple[int, Done, Counted]] = []  # ids that are to be counted one by one
         self.since = 0.0  # loop time at which the first of all these came
+        self.came = 0.0  # perf_counter() then: uvloop's time goes by milliseconds
 
     def __len__(self) -> int:
         return len(self.numbers) + len(self.counted)
@@ -119,13 +123,13 @@ class Waiting:
         self.counted, self.numbers, self.dones = counted[MAX_COUNTED:], numbers[MAX_BATCH:], dones[MAX_BATCH:]
         if self.numbers:
             numbers, dones = numbers[:MAX_BATCH], dones[:MAX_BATCH]
-        deadline = self.since + timeout
-        self.since = now  # what is left waits anew: nothing that comes next has come earlier
+        deadline, came = self.since + timeout, self.came
+        self.since, self.came = now, perf_counter()  # what is left waits anew: nothing that comes next came earlier
         if counted:
             counted = counted[:MAX_COUNTED]  # an id that is in both is new to the one who wants to be told
             numbers = [number for number, _, _ in counted] + numbers
             dones = [done for _, done, _ in counted] + dones
-        return Batch(numbers, dones, [tell for _, _, tell in counted], deadline)
+        return Batch(numbers, dones, [tell for _, _, tell in counted], deadline, came)
 
     def clear(self) -> list[Done]:
         """Let go of all; return whom to tell."""
@@ -177,7 +181,7 @@ class Batches:
         waiting = self._waiting
         numbers = waiting.numbers
         if not numbers and not waiting.counted:
-            waiting.since = self._loop.time()
+            waiting.since, waiting.came = self._loop.time(), perf_counter()
         if not self._looking:
             self._looking = True
             self._loop.call_soon(self._look)
@@ -202,7 +206,7 @@ class Batches:
     def close(self) -> None:
         """Tell all who wait that the connection is lost; it is."""
         if self._waiting:
-            self._meters.waits.note(self._loop.time() - self._waiting.since, len(self._waiting))
+            self._meters.waits.note(perf_counter() - self._waiting.came, len(self._waiting))
             self._tell(self._waiting.clear(), LOST)
         if self._timer is not None:
             self._timer.cancel()
@@ -295,7 +299,7 @@ class Batches:
         """Tell all who wait for a batch what became of it."""
         self._held.flying -= len(batch.dones)
         self._meters.sizes.note(len(batch.dones))
-        self._meters.waits.note(self._loop.time() - batch.deadline + self._timeout, len(batch.dones))
+        self._meters.waits.note(perf_counter() - batch.came, len(batch.dones))
         if not self._held.flying:
             self._held.landed.set()
         self._tell(batch.dones, outcome)

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from receivers import Answer, Receiver
 
 import admin
+import settings
 
 
 @pytest.fixture
@@ -130,6 +131,30 @@ def test_every_answer_is_counted_once(server: servers.Redis, store: str) -> None
         assert (numbers["verve_request_duration_seconds_sum"] > 0) == (store == "redis")
 
 
+def test_a_request_waits_as_long_as_its_trip_to_redis_at_least(server: servers.Redis) -> None:
+    """Times well below a millisecond are told: the lowest bucket is not where all of them end."""
+    with watched("--redis-url", server.url, "--window", long_window(), *NEVER) as (program, operators):
+        feed(program, *range(50))  # one after the other, so each is a batch
+        numbers = operators.numbers()
+        waits, trips = "verve_request_duration_seconds", "verve_batch_duration_seconds"
+        assert numbers[f"{waits}_count"] == numbers[f"{trips}_count"] == 50
+        assert numbers[f"{waits}_sum"] >= numbers[f"{trips}_sum"] > 0
+        bounds = [name for name in numbers if name.startswith(f"{waits}_bucket")]
+        assert all(numbers[bound] <= numbers[bound.replace(waits, trips)] for bound in bounds)
+
+
+def test_the_ids_in_memory_are_those_of_all_workers(server: servers.Redis) -> None:
+    flags = "--redis-url", server.url, "--workers", "2", "--window", long_window(), *NEVER
+    with watched(*flags) as (program, operators):
+        at_work(program, server, 2)
+        with one_of_each(program) as clients:
+            for client in clients.values():
+                client.send(*map(support.accept, range(3)))
+                assert [answer.status for answer in client.receive(3)] == [200] * 3
+        operators.wait_for("verve_ids_held", true=lambda held: held == 6)
+        assert operators.numbers()["verve_ids_limit"] == 2 * settings.load([], {}).max_ids
+
+
 def test_requests_that_wait_for_redis_are_seen_to(server: servers.Redis) -> None:
     with (
         servers.Proxy(server.port) as proxy,
@@ -191,7 +216,7 @@ def test_failures_of_a_full_memory() -> None:
             assert [answer.status for answer in client.receive(5)] == [200, 200, 503, 503, 503]
         numbers = operators.numbers()
         assert reasons(numbers) == {"full": 3}
-        assert numbers["verve_ids_limit"] == 2
+        assert numbers["verve_ids_held"] == numbers["verve_ids_limit"] == 2
         assert numbers["verve_connections_limit"] == 9
 
 
@@ -225,6 +250,7 @@ def test_new_ids_are_those_of_the_fleet(server: servers.Redis) -> None:
         numbers = at_one.numbers(), at_other.numbers()
         assert [each[new] for each in numbers] == [100, 100]
         assert [each[duplicate] for each in numbers] == [0, 50]
+        assert [each["verve_ids_held"] for each in numbers] == [100, 150]  # those that it stored, new or not
         wait_until(lambda: at_one.numbers()["verve_window_ids"] == 200)  # the count may be a second old
         wait_until(lambda: at_other.numbers()["verve_window_ids"] == 200)
 
@@ -394,6 +420,7 @@ def test_the_windows_are_those_that_were_told(server: servers.Redis, store: str)
         numbers = operators.numbers()
         assert abs(numbers["verve_last_window_end_timestamp_seconds"] - time.time()) < 60
         assert numbers["verve_last_window_ids"] == 0
+        assert numbers["verve_ids_held"] == 0  # their window is reported
 
 
 def test_there_are_sixty_at_most(server: servers.Redis) -> None:
