@@ -203,7 +203,7 @@ class Windows:
 
 def start_of(name: str) -> int:
     """Return the start of a window by its name. Raises ValueError."""
-    return int(datetime.strptime(name, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp())
+    return int(datetime.fromisoformat(name).replace(tzinfo=UTC).timestamp())  # not strptime: a day is read at once
 
 
 def read(fields: list[bytes]) -> tuple[str, int, int, bool] | None:
@@ -211,7 +211,7 @@ def read(fields: list[bytes]) -> tuple[str, int, int, bool] | None:
     report = dict(zip(fields[::2], fields[1::2], strict=True))
     try:
         name, seconds = report[b"window"].decode("ascii"), int(report[b"seconds"])
-        if name != f"{datetime.fromtimestamp(start_of(name), UTC):%Y-%m-%dT%H:%M:%SZ}" or not 1 <= seconds <= 86_400:
+        if name != f"{datetime.fromtimestamp(start_of(name), UTC).isoformat()[:19]}Z" or not 1 <= seconds <= 86_400:
             return None
         return name, seconds, int(report[b"count"]), True
     except (KeyError, ValueError):
