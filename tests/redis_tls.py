@@ -69,10 +69,18 @@ def has_tls(engine: str) -> bool:
     return "tls-cert-file" in run.stdout
 
 
+class FrontSocket(ssl.SSLSocket):
+    """Closes itself: `wrap_socket` lets one go open if the connection is reset while it makes it."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @contextlib.contextmanager
 def front(port: int, files: Files, *, ask_clients: bool) -> Iterator[int]:
     """Listen with TLS, and pass on to a port of this machine what is said; gives the port to connect to."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(files.authority))
+    context.sslsocket_class = FrontSocket
     context.load_cert_chain(*files.server)
     context.verify_mode = ssl.CERT_REQUIRED if ask_clients else ssl.CERT_NONE
     listener = socket.create_server(("127.0.0.1", 0))
@@ -81,7 +89,6 @@ def front(port: int, files: Files, *, ask_clients: bool) -> Iterator[int]:
     def serve(client: socket.socket) -> None:
         with contextlib.suppress(OSError), client:
             client.settimeout(servers.DEADLINE)
-            client.getpeername()  # of one that is reset already, wrap_socket would leave a socket open
             with (
                 context.wrap_socket(client, server_side=True) as near,
                 socket.create_connection(("127.0.0.1", port), servers.DEADLINE) as far,
