@@ -274,8 +274,8 @@ RULES = (
     "in place of the system's), ssl_certfile=PATH and ssl_keyfile=PATH (a certificate of this client and its key), "
     "ssl_check_hostname=false (take a certificate for another name).",
     "redis+sentinel://HOST:PORT,HOST:PORT/NAME asks sentinels where the primary NAME is, and follows it. A user, a "
-    "password, /DATABASE behind the name, options and the TLS of rediss+sentinel:// are for the primary; "
-    "--sentinel-password is for the sentinels, which are asked without TLS.",
+    "password and /DATABASE behind the name are for the primary, --sentinel-password is for the sentinels; "
+    "rediss+sentinel:// is TLS to them all.",
     f"Without --redis-url, REDIS_URL is used, and then docker's link pair {LINK[0]} and {LINK[1]}; "
     "--redis-url '' counts in memory whatever they say.",
 )

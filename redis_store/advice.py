@@ -11,7 +11,7 @@ from redis import ResponseError
 ADVICE = {  # by a regular expression that is found in the error's words
     "^OOM ": "Redis is out of memory: raise its maxmemory, or count shorter windows",
     "^MISCONF ": "Redis can't save its data and takes no writes: see its log and disk",
-    "^READONLY ": "this Redis is a replica: let --redis-url name the primary",
+    "^READONLY ": "this Redis is a replica: let --redis-url name the primary, or its sentinels",
     "^LOADING ": "Redis is loading its data",
     "^NOAUTH ": "Redis asks for a password: put it into --redis-url",
     "^WRONGPASS ": "Redis does not know this user and password: correct --redis-url",
@@ -21,14 +21,23 @@ ADVICE = {  # by a regular expression that is found in the error's words
     "^ERR DB index is out of range": "Redis has no database of this number: name a smaller one in --redis-url",
     "^it is a node of a cluster": "clusters are not supported yet: let --redis-url name a Redis that is not in one",
     "^it is a sentinel": "this is a sentinel: write redis+sentinel://HOST:PORT/NAME in --redis-url",
-    "^no sentinel .*: NOAUTH": "the sentinels ask for a password: give it as --sentinel-password",
-    "^no sentinel .*: WRONGPASS": "the sentinels have another password: correct --sentinel-password",
-    "^no sentinel .* without any password": "the sentinels have no password: leave --sentinel-password out",
+    "^no sentinel .*: NOAUTH": "the sentinels ask for a password: give that of their user default as "
+    "--sentinel-password; no other user can be given",
+    "^no sentinel .*: WRONGPASS": "the sentinels' user default has another password, or is off: correct "
+    "--sentinel-password; no other user can be given",
+    "^no sentinel .* without any password": "the sentinels' user default has no password: leave --sentinel-password "
+    "out; no other user can be given",
+    "^no sentinel .*: NOPERM": "the sentinels' user default may not ask for the primary: see docs/operations.md for "
+    "what it needs",
     "^no sentinel .*No such master": "the sentinels know no primary of this name: correct it in --redis-url",
     "^no sentinel .*unknown command": "this is no sentinel: write redis://, not redis+sentinel://, in --redis-url",
+    "^no sentinel .*: a connection without TLS": "the sentinels expect TLS: write rediss+sentinel:// in place of "
+    "redis+sentinel:// in --redis-url",
+    "^no sentinel .*: TLS is not": "the sentinels expect no TLS: name their ports for TLS (tls-port) in --redis-url, "
+    "or write redis+sentinel://, which reaches the primary without TLS, too",
     "^a connection without TLS is not": "this Redis expects TLS: write rediss:// in place of redis:// in --redis-url",
     "^TLS is not": "this Redis expects no TLS: write redis:// in place of rediss:// in --redis-url",
-    "^can't use ssl_": "a file that --redis-url names for TLS can't be used: correct its name, rights or content",
+    "can't use ssl_": "a file that --redis-url names for TLS can't be used: correct its name, rights or content",
     "certificate has expired|certificate is not yet valid": "Redis's certificate is not valid now: renew it, or set "
     "the clock",
     "mismatch, certificate is not valid for": "Redis's certificate is for another name: write one that it has in "

@@ -4,7 +4,8 @@ A node is given a way to find its server, and asks it before each connection. A 
 `unix://` names the server itself. One of `redis+sentinel://` or `rediss+sentinel://` names sentinels, which watch over
 a primary and its replicas and agree on another primary when it is gone. All of them are asked at the same time, and the
 answer with the highest config-epoch counts, which is the newest that any of them has heard of. That the server is a
-primary is proved by a write on arrival, not here.
+primary is proved by a write on arrival, not here. With TLS to the primary the sentinels are asked with TLS, too, by the
+same files: a sentinel has a port for TLS if and only if it reaches the servers with TLS (`tls-replication yes`).
 
 After a failover that somebody asked for, the old primary goes on acknowledging for seconds. So while a link stands
 the sentinels are asked again every ASK seconds, and it is left when they name another server. Ids that the old one
@@ -20,10 +21,12 @@ from urllib.parse import unquote, urlsplit
 
 import redis.asyncio.connection
 
+from redis_store.advice import advice_in, advise
 from redis_store.wire import Address, Wire, connect, good
 
 ASK = 1.0  # seconds from one question to the sentinels to the next, while a link stands
 ANSWER = 0.4  # seconds that a sentinel has to answer; one whose machine is gone must not hold up the others' answer
+FIRST = 0.8  # seconds likewise, until one was reached: enough to find out whether its port expects TLS
 SENTINEL_PORT = 26379
 DEFAULTS = {"host": "localhost", "port": 6379, "db": 0}  # of redis-py's URLs
 
@@ -82,7 +85,10 @@ class Topology:
         """Raises ValueError if the URL is none."""
         direct, sentinels, self._primary = split(url)
         self._server = address(direct)
-        self._sentinels = [Address(host, port, password=sentinel_password) for host, port in sentinels]
+        self._sentinels = [
+            replace(self._server, host=host, port=port, username="", password=sentinel_password)
+            for host, port in sentinels
+        ]
         # Seconds in which a switch is noticed, besides what a connection tells.
         self.notices = ASK if sentinels else 0.0
         self._wires: dict[Address, Wire] = {}  # to sentinels
@@ -98,11 +104,9 @@ class Topology:
         if known:
             _, host, port = max(known, key=lambda answer: answer[0])
             return replace(self._server, host=host, port=port)
-        errors = [answer for answer in answers if isinstance(answer, BaseException)]
-        told = [error for error in errors if isinstance(error, redis.ResponseError)]  # says more than silence
-        raise redis.ConnectionError(
-            f"no sentinel names the primary {self._primary}: {str([*told, *errors][0]) or 'no answer'}"
-        )
+        why = f"no sentinel names the primary {self._primary}: "
+        errors = [redis.ConnectionError(why + (str(answer) or "no answer")) for answer in answers]
+        raise next((error for error in errors if advice_in(advise(error))), errors[0])
 
     async def follow(self, used: Callable[[], Address | None], leave: Callable[[Exception], None]) -> None:
         """Have a link left when the sentinels name another server; `used` returns the address while the link stands."""
@@ -127,7 +131,7 @@ class Topology:
         The address is asked for by itself: in a failover the sentinel that leads it counts the new epoch already while
         SENTINEL MASTER still has the old address, and GET-MASTER-ADDR-BY-NAME the new one.
         """
-        async with asyncio.timeout(ANSWER):
+        async with asyncio.timeout(ANSWER if self._wires else FIRST):
             wire = self._wires.get(sentinel)
             if wire is None or wire.closed.done():
                 wire = self._wires[sentinel] = await connect(sentinel, ANSWER)

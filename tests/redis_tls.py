@@ -1,4 +1,4 @@
-"""Redis behind TLS: a real one where the engine was built with it, else a front before a real one, and files for both.
+"""Redis and sentinels behind TLS: real, where the engine was built with it, else a front before real ones; and files.
 
 with redis_tls.server("redis", redis_tls.Files(folder, authority)) as server:
     ...  # f"rediss://127.0.0.1:{server.port}?ssl_ca_certs={files.authority}"
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import sentinels
 import servers
 import trustme
 
@@ -52,19 +53,39 @@ def server(engine: str, files: Files, *, ask_clients: bool = False) -> Iterator[
             yield Server(plain, port)
         return
     port = servers.free_port()
-    certificate, key = map(str, files.server)
-    options = "--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key
-    clients = "--tls-ca-cert-file", str(files.authority), "--tls-auth-clients", "yes" if ask_clients else "no"
-    with servers.Redis(engine, *options, *clients) as plain:
+    with servers.Redis(engine, *options(port, files, ask_clients=ask_clients)) as plain:
         yield Server(plain, port)
+
+
+@contextlib.contextmanager
+def sentinel(engine: str, files: Files, primary: int, *, ask_clients: bool = False) -> Iterator[int]:
+    """Run a sentinel that is reached with TLS, and reaches the primary so; gives its port."""
+    if not has_tls(engine):
+        with (
+            sentinels.Sentinel(engine, primary) as plain,
+            front(plain.port, files, ask_clients=ask_clients) as port,
+        ):
+            yield port
+        return
+    port = servers.free_port()
+    told = options(port, files, ask_clients=ask_clients)
+    with sentinels.Sentinel(engine, primary, *told, "--tls-replication", "yes"):
+        yield port
+
+
+def options(port: int, files: Files, *, ask_clients: bool) -> tuple[str, ...]:
+    """Return what tells an engine to listen with TLS."""
+    certificate, key = map(str, files.server)
+    clients = "--tls-ca-cert-file", str(files.authority), "--tls-auth-clients", "yes" if ask_clients else "no"
+    return "--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key, *clients
 
 
 @functools.cache
 def has_tls(engine: str) -> bool:
     """Whether an engine was built with TLS: it then says that it lacks a certificate."""
-    options = "--port", "0", "--tls-port", str(servers.free_port()), "--save", ""
+    lacking = "--port", "0", "--tls-port", str(servers.free_port()), "--save", ""
     run = subprocess.run(
-        [servers.ENGINES[engine], *options], capture_output=True, text=True, timeout=servers.DEADLINE, check=False
+        [servers.ENGINES[engine], *lacking], capture_output=True, text=True, timeout=servers.DEADLINE, check=False
     )
     return "tls-cert-file" in run.stdout
 

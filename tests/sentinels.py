@@ -28,9 +28,10 @@ DOWN = 500  # milliseconds without an answer after which a sentinel takes a serv
 class Sentinel:
     """A sentinel's process, which watches over the primary at a port of this machine."""
 
-    def __init__(self, engine: str, primary: int, quorum: int = 1, password: str = "") -> None:
+    def __init__(self, engine: str, primary: int, *options: str, quorum: int = 1, password: str = "") -> None:
         self.port = servers.free_port()
         self._engine = engine
+        self._options = options
         self._password = password
         self._folder = tempfile.TemporaryDirectory(prefix="verve-sentinel-")
         lines = [
@@ -55,7 +56,9 @@ class Sentinel:
         """Start it, and wait until it answers."""
         with Path(self._folder.name, "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [servers.ENGINES[self._engine], str(self._config), "--sentinel"], stdout=log, stderr=log
+                [servers.ENGINES[self._engine], str(self._config), "--sentinel", *self._options],
+                stdout=log,
+                stderr=log,
             )
         try:
             wait_until(self._answers)
@@ -98,7 +101,7 @@ class Fleet:
         self.primary = self._stack.enter_context(servers.Redis(engine))
         self.replica = self._stack.enter_context(servers.Redis(engine))
         self.replica.follow(self.primary)
-        self.sentinels = [self._stack.enter_context(Sentinel(engine, self.primary.port, 2)) for _ in range(3)]
+        self.sentinels = [self._stack.enter_context(Sentinel(engine, self.primary.port, quorum=2)) for _ in range(3)]
         wait_until(lambda: all(map(self._seen, self.sentinels)))
         self.url = url(*self.sentinels)
 

@@ -124,14 +124,49 @@ def test_a_server_that_is_no_sentinel(server: servers.Redis) -> None:
 @pytest.mark.parametrize(
     ("there", "given", "advice"),
     [
-        (SECRET, "", "the sentinels ask for a password: give it as --sentinel-password"),
-        (SECRET, f"not {SECRET}", "the sentinels have another password: correct --sentinel-password"),
-        ("", SECRET, "the sentinels have no password: leave --sentinel-password out"),
+        (SECRET, "", "the sentinels ask for a password: give that of their user default as --sentinel-password; no"),
+        (SECRET, f"not {SECRET}", "the sentinels' user default has another password, or is off: correct --se"),
+        ("", SECRET, "the sentinels' user default has no password: leave --sentinel-password out; no other"),
     ],
 )
 def test_a_password_that_sentinels_do_not_take(engine: str, there: str, given: str, advice: str) -> None:
     with sentinels.Sentinel(engine, servers.free_port(), password=there) as sentinel:
         see(f"redis+sentinel://{{}}/{sentinels.NAME}", advice, sentinel.port, given)
+
+
+def test_a_user_of_the_sentinels_who_may_not_ask_them(sentinel: sentinels.Sentinel) -> None:
+    sentinel.ask("ACL", "SETUSER", "default", "-sentinel")
+    advice = "the sentinels' user default may not ask for the primary: see docs/operations.md"
+    see(f"redis+sentinel://{{}}/{sentinels.NAME}", advice, sentinel.port)
+
+
+def test_sentinels_on_which_the_user_default_is_off(sentinel: sentinels.Sentinel) -> None:
+    sentinel.ask("ACL", "SETUSER", "verve", "on", f">{SECRET}", "+@all")
+    sentinel.ask("ACL", "SETUSER", "default", ">another", "off")
+    advice = "the sentinels' user default has another password, or is off: .* no other user can be given"
+    see(f"redis+sentinel://{{}}/{sentinels.NAME}", advice, sentinel.port, SECRET)
+
+
+def test_no_tls_where_sentinels_expect_it(engine: str, files: redis_tls.Files) -> None:
+    with redis_tls.sentinel(engine, files, servers.free_port()) as port:
+        advice = r"the sentinels expect TLS: write rediss\+sentinel:// in place of redis\+sentinel://"
+        see(f"redis+sentinel://{{}}/{sentinels.NAME}", advice, port, SECRET)
+
+
+def test_tls_where_sentinels_expect_none(sentinel: sentinels.Sentinel) -> None:
+    advice = r"the sentinels expect no TLS: name their ports for TLS \(tls-port\) in --redis-url, or write"
+    see(f"rediss+sentinel://{{}}/{sentinels.NAME}", advice, sentinel.port, SECRET)
+
+
+def test_what_is_wrong_with_tls_to_a_sentinel_is_told_as_of_a_redis(engine: str, files: redis_tls.Files) -> None:
+    with redis_tls.sentinel(engine, files, servers.free_port()) as port:
+        advice = r"Redis's certificate is signed by .*ssl_ca_certs \(no sentinel names"
+        see(f"rediss+sentinel://{{}}/{sentinels.NAME}", advice, port)
+
+
+def test_the_sentinel_that_says_what_is_wrong_is_told(sentinel: sentinels.Sentinel) -> None:
+    url = f"redis+sentinel://127.0.0.1:{servers.free_port()},{{}}/other"
+    see(url, "the sentinels know no primary of this name", sentinel.port)
 
 
 def test_no_tls_where_redis_expects_it(engine: str, files: redis_tls.Files) -> None:
@@ -217,7 +252,8 @@ def test_a_file_that_is_not_there_and_then_is(engine: str, files: redis_tls.File
         "ssl_certfile={folder}/client.pem&ssl_keyfile={folder}/locked.key",
     ],
 )
-def test_a_file_that_cannot_be_used(files: redis_tls.Files, query: str) -> None:
+@pytest.mark.parametrize("url", [f"rediss://:{SECRET}@127.0.0.1", f"rediss+sentinel://:{SECRET}@127.0.0.1/main"])
+def test_a_file_that_cannot_be_used(files: redis_tls.Files, url: str, query: str) -> None:
     """A key with a pass phrase is none, and nobody is asked for it on the terminal."""
     folder = files.authority.parent
     key = load_pem_private_key(files.client[1].read_bytes(), None)
@@ -226,8 +262,8 @@ def test_a_file_that_cannot_be_used(files: redis_tls.Files, query: str) -> None:
 
     async def test() -> None:
         with Log() as log:
-            url = f"rediss://:{SECRET}@127.0.0.1?{query.format(folder=folder)}"
-            store = redis_store.RedisStore(url, "verve", long_window(), 10**6, NEVER)
+            whole = f"{url}?{query.format(folder=folder)}"
+            store = redis_store.RedisStore(whole, "verve", long_window(), 10**6, NEVER)
             await log.wait_for(f"{AWAY}.*: a file that --redis-url names for TLS can't be used: .*{folder}")
             assert not log.found(SECRET)
             await store.stop(1)

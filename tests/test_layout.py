@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": set(),
     "redis_store": {"dedup", *(f"redis_store.{path.stem}" for path in ROOT.glob("redis_store/[!_]*.py"))},
     "redis_store.wire": set(),
-    "redis_store.topology": {"redis_store.wire"},
+    "redis_store.topology": {"redis_store.advice", "redis_store.wire"},
 }
 FROM_OTHERS = {"uvloop", "httptools", "redis"}
 

@@ -121,13 +121,33 @@ def test_passwords_of_the_sentinels_and_of_the_primary(engine: str, tmp_path: Pa
             assert f"db{database[1:] or 0}" in client_of_redis.info("keyspace")
 
 
-def test_tls_to_the_primary(engine: str, tmp_path: Path, authority: trustme.CA) -> None:
+@pytest.mark.parametrize("ask_clients", [False, True])
+def test_tls_to_the_sentinels_and_to_the_primary(
+    engine: str, tmp_path: Path, authority: trustme.CA, ask_clients: bool
+) -> None:
     files = redis_tls.Files(tmp_path, authority)
-    with redis_tls.server(engine, files) as server, Sentinel(engine, server.port) as sentinel:
-        url = f"redis{sentinels.url(sentinel)[5:]}?ssl_ca_certs={files.authority}".replace("redis+", "rediss+")
+    query = f"?ssl_ca_certs={files.authority}"
+    if ask_clients:
+        query += f"&ssl_certfile={files.client[0]}&ssl_keyfile={files.client[1]}"
+    with (
+        redis_tls.server(engine, files, ask_clients=ask_clients) as server,
+        redis_tls.sentinel(engine, files, server.port, ask_clients=ask_clients) as port,
+    ):
+        url = f"rediss+sentinel://127.0.0.1:{port}/{NAME}{query}"
         with support.verve("--redis-url", url) as program, support.Client(program.address) as client:
-            stores.wait_for_ok(client, 7)
+            assert not stores.failed(client.ask(support.accept(7)))
             assert stores.ids(server.plain) == {7}
+            assert stores.complaints(program) == []
+
+
+def test_a_sentinel_whose_user_may_do_no_more_than_it_must(server: servers.Redis) -> None:
+    with Sentinel(server.engine, server.port) as sentinel:
+        needed = "+client|setname", "+sentinel|master", "+sentinel|get-master-addr-by-name"
+        sentinel.ask("ACL", "SETUSER", "default", "on", ">hunter2", "-@all", *needed)
+        flags = "--redis-url", sentinels.url(sentinel), "--sentinel-password", "hunter2"
+        with support.verve(*flags) as program, support.Client(program.address) as client:
+            assert not stores.failed(client.ask(support.accept(7)))
+            assert stores.complaints(program) == []
 
 
 def test_a_sentinel_that_is_silent_or_away_does_not_hide_what_another_says(server: servers.Redis) -> None:
