@@ -29,6 +29,7 @@ from stores import (
 )
 
 import dedup
+import redis_store.batches
 import redis_store.outbox
 from redis_store.scripts import ARRIVE, ROLL, Keys
 
@@ -57,6 +58,31 @@ def test_a_first_batch_that_comes_after_the_end(server: servers.Redis, proxy: se
     play(test())
 
 
+@last_engine
+def test_a_late_batch_of_a_window_whose_set_was_deleted(server: servers.Redis, proxy: servers.Proxy) -> None:
+    """It does not begin the set anew, which nobody would count: the window is closed though it holds nothing."""
+
+    async def test() -> None:
+        seconds = window_with(1)
+        async with (
+            opened(proxy.url, seconds=seconds, timeout=NEVER) as late,
+            opened(server.url, seconds=seconds, timeout=NEVER) as punctual,
+        ):
+            let_settle(server)
+            window = late.window
+            await stored(late, 1)
+            ask(server, "DEL", late.keys.ids(window))
+            proxy.hold_at(b"SADD")
+            outcome = add(late, 2)
+            async with telling(punctual) as told:
+                await until(lambda: window in told)
+                proxy.release()
+                assert await outcome == dedup.STORED
+            assert sets(server) == {late.keys.ids(window + seconds): {2}}
+
+    play(test())
+
+
 @first_engine
 def test_a_successor_tells_the_empty_windows_since_its_predecessor(server: servers.Redis) -> None:
     async def test() -> None:
@@ -72,7 +98,10 @@ def test_a_successor_tells_the_empty_windows_since_its_predecessor(server: serve
 
 
 @last_engine
-def test_ids_with_an_endpoint_do_not_make_those_before_wait_longer(server: servers.Redis, proxy: servers.Proxy) -> None:
+def test_ids_with_an_endpoint_do_not_make_those_before_wait_longer(
+    server: servers.Redis, proxy: servers.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store.batches, "MAX_TRIPS", 1)
     timeout = 2.0
 
     async def test() -> None:
@@ -82,16 +111,17 @@ def test_ids_with_an_endpoint_do_not_make_those_before_wait_longer(server: serve
             proxy.stall()
             slow = add(store, 2)
             await until(lambda: 2 in ids(server))
-            waits, started = add(store, 3), loop.time()
+            waits = add(store, 3)
             for number in range(4, 20):
                 store.add(number, lambda _: None, lambda *_: None)
+                newest = loop.time()
                 await asyncio.sleep(0.045 * timeout)
+            proxy.hold_at(b"EVAL")  # the batch of them all
             proxy.flow()
-            await asyncio.wait([slow])
-            proxy.stall()
-            outcome = await waits
-            assert outcome != dedup.LOST or loop.time() - started < 1.5 * timeout
-            proxy.flow()
+            assert await slow == dedup.STORED
+            assert await waits == dedup.LOST
+            assert loop.time() < newest + timeout, "the time-out is that of the oldest"
+            proxy.release()
 
     play(test())
 
@@ -204,17 +234,16 @@ def test_a_window_that_is_reported_is_not_opened_again(server: servers.Redis) ->
 
 
 @last_engine
-def test_a_link_that_breaks_behind_the_ids_is_no_loss_for_ever(server: servers.Redis) -> None:
-    """A set that was left without a time to live has windows closed later, and not never."""
+def test_a_set_without_a_time_to_live_is_no_loss_for_ever(server: servers.Redis) -> None:
+    """Whoever began it anew is dead, and nobody stores it again: windows are closed later, and not never."""
 
     async def test() -> None:
         async with opened(server.url, seconds=1, timeout=TIMEOUT) as store, telling(store) as told:
             let_settle(server)
             await until(lambda: told and time.time() % 1 < 0.5)
             window = store.window
-            await stored(store, 1, 2)
             with Log() as log:
-                ask(server, "PERSIST", f"verve:{{{window}}}:ids")
+                ask(server, "SADD", store.keys.ids(window), 1, 2)
                 await log.wait_for("it has lost ids of a window")
                 await until(lambda: window in told and up(store))
                 assert told[window] == 2

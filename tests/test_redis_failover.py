@@ -127,6 +127,57 @@ def test_two_databases_that_change_places_and_back(server: servers.Redis, seed: 
 
 
 @seeds
+def test_two_databases_that_change_places_as_a_window_is_closed(server: servers.Redis, seed: int) -> None:
+    """Who closes it there misses nothing, but another instance stored ids while the places were changed."""
+    dice = random.Random(f"{seed} {server.engine}")
+
+    async def test(proxies: list[servers.Proxy]) -> None:
+        seconds = window_with(3)
+        async with (
+            opened(proxies[0].url, seconds=seconds) as punctual,
+            opened(proxies[1].url, seconds=seconds) as late,
+            telling(punctual) as told,
+            telling(late) as told_by_late,
+        ):
+            window = punctual.window
+            await asyncio.gather(stored(punctual, *range(40)), stored(late, *range(30, 100)))
+            with Log() as log:
+                ask(server, "SWAPDB", 0, 1)
+                await until(lambda: len(log.found("Redis is back")) == 2)
+            await stored(late, *range(100, 200))
+            proxies[1].refuse = True
+            await asyncio.to_thread(proxies[1].cut)
+            proxies[0].hold_at(b"XADD")  # which is in ROLL
+            await until(lambda: punctual.window > window)
+            ask(server, "SWAPDB", 0, 1)
+            proxies[0].release()
+            await at(window + seconds + dice.uniform(0.3, 0.9))
+            proxies[1].refuse = False
+            await until(lambda: window in told and window in told_by_late)
+            assert told[window] == told_by_late[window] == server.reports()[name_of(window)] == 200
+
+    with proxies_to(server) as proxies:
+        play(test(proxies))
+
+
+def test_databases_that_change_places_within_one_window(server: servers.Redis) -> None:
+    """Each has a mark by then, and is told from the other by that before the window's end."""
+
+    async def test() -> None:
+        async with opened(server.url) as store:
+            await stored(store, 0)
+            for number in range(1, 4):
+                with Log() as log:
+                    ask(server, "SWAPDB", 0, 1)
+                    await log.wait_for("Redis is back")
+                assert ids(server) == {*range(number)}
+                await stored(store, number)
+            assert ids(server) == {*range(4)}
+
+    play(test())
+
+
+@seeds
 @pytest.mark.parametrize("timeouts", [(1.0, 1.0), (1.0, 2.5), (2.5, 1.0)])
 def test_a_silent_link_beside_one_that_was_reset(engine: str, seed: int, timeouts: tuple[float, float]) -> None:
     """A replica that lagged is promoted, and one instance hears of it later than the other."""

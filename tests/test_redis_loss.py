@@ -1,6 +1,7 @@
 """Redis loses its data, or a part of it: what was acknowledged and what was reported is brought back."""
 
 import asyncio
+import contextlib
 import random
 import time
 
@@ -249,14 +250,15 @@ def test_reports_that_redis_has_lost_are_put_back(server: servers.Redis) -> None
 
 
 @seeds
-@pytest.mark.parametrize("again", [True, False])
-def test_the_set_of_the_open_window_deleted_by_hand(server: servers.Redis, seed: int, again: bool) -> None:
-    """Whether or not ids are stored afterwards: it is noticed at the window's end, before that is closed."""
+@pytest.mark.parametrize("by", ["nobody", "one of them", "a newcomer"])
+def test_the_set_of_the_open_window_deleted_by_hand(server: servers.Redis, seed: int, by: str) -> None:
+    """Whoever begins it anew, if anybody does: it is noticed at the window's end, before that is closed."""
     dice = random.Random(f"{seed} {server.engine}")
 
     async def test() -> None:
         seconds = window_with(1)
         async with (
+            contextlib.AsyncExitStack() as stack,
             opened(server.url, seconds=seconds) as one,
             opened(server.url, seconds=seconds) as other,
             telling(one) as told,
@@ -267,10 +269,13 @@ def test_the_set_of_the_open_window_deleted_by_hand(server: servers.Redis, seed:
             await stored(other, *range(600, 1500))
             await at(window + seconds - dice.uniform(0.2, 0.6))
             ask(server, "DEL", f"verve:{{{window}}}:ids")
-            if again:
+            if by == "one of them":
                 await stored(dice.choice([one, other]), 1500)
+            elif by == "a newcomer":  # it opens the window properly, so only the number of ids shows what is missing
+                newcomer = await stack.enter_async_context(opened(server.url, seconds=seconds))
+                await stored(newcomer, 1500)
             await until(lambda: window in told and window in told_by_other)
-            assert told[window] == server.reports()[name_of(window)] == 1500 + again
+            assert told[window] == server.reports()[name_of(window)] == 1500 + (by != "nobody")
             await asyncio.gather(stored(one, -1), stored(other, -2))
             assert ids(server) == {-1, -2}
 
@@ -299,7 +304,7 @@ def test_several_windows_that_wait_are_all_brought_back(server: servers.Redis) -
                 await stored(one, *range(10 * number, 10 * number + 4))
                 await stored(other, *range(10 * number + 2, 10 * number + 5 + number))
                 sent[one.window] = 5 + number
-                if number == 1:
+                if number:
                     ask(server, "FLUSHALL")
                     await until(lambda: not (up(one) and up(other)))
             await until(lambda: max(told, default=0) >= max(sent))

@@ -135,6 +135,22 @@ def test_windows_left_open_are_told_by_the_first_that_is_back(server: servers.Re
     play(test())
 
 
+@first_engine
+def test_an_empty_window_that_nobody_lived_through_is_not_told(server: servers.Redis) -> None:
+    async def test() -> None:
+        async with opened(server.url, seconds=1) as store, telling(store) as told:
+            let_settle(server)
+            await until(lambda: told)
+        left = store.window
+        await until(lambda: time.time() > left + 1.1)
+        async with opened(server.url, seconds=1) as store, telling(store) as told:
+            await until(lambda: told)
+        assert min(told) > left
+        assert name_of(left) not in server.reports()
+
+    play(test())
+
+
 def test_many_windows_left_open(server: servers.Redis) -> None:
     """As they would be found after hours: more than are closed by one script."""
 
