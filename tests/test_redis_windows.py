@@ -372,6 +372,36 @@ def test_another_length_of_windows_is_refused(server: servers.Redis) -> None:
         assert client.ask(support.accept(1)).status == 200
 
 
+@first_engine
+def test_another_length_that_comes_first_after_a_loss_is_put_right_by_hand(
+    server: servers.Redis, proxy: servers.Proxy
+) -> None:
+    """Nothing is closed meanwhile: the others go on asking to come back."""
+
+    async def test() -> None:
+        seconds = window_with(3)
+        async with opened(proxy.url, seconds=seconds) as store, telling(store) as told:
+            window = store.window
+            await stored(store, *range(20))
+            proxy.refuse = True
+            await asyncio.to_thread(proxy.cut)
+            await until(lambda: not up(store))
+            ask(server, "FLUSHALL")
+            async with opened(server.url, seconds=1) as other, telling(other) as told_otherwise:
+                proxy.refuse = False
+                await until(lambda: "count windows of 1 s" in store.unavailable)
+                await until(lambda: time.time() > window + seconds + 1)
+                assert "count windows of 1 s" in store.unavailable
+            assert not told
+            assert not told_otherwise
+            ask(server, "DEL", "verve:window")
+            await until(lambda: window in told)
+            assert told[window] == server.reports()[name_of(window)] == 20
+            await stored(store, 20)
+
+    play(test())
+
+
 def test_another_length_of_windows_is_refused_when_redis_comes_late(server: servers.Redis) -> None:
     async def test() -> None:
         async with opened(server.url, seconds=3600):

@@ -437,7 +437,7 @@ MUTANTS = [
         "redis_store/batches.py",
         "            if self._reopening is None:\n",
         "            if True:\n",
-        (IN_REDIS, MODEL),
+        (f"{IN_REDIS}::test_a_batch_that_comes_too_late_is_stored_in_the_open_window", MODEL),
         "two rolls at once for late batches",
         "the second finds nothing left to store, or its share",
     ),
