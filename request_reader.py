@@ -51,7 +51,9 @@ _TARGET = rb"(?:/%b*+|[A-Za-z][A-Za-z0-9+.-]*+://%b++|\*|[][0-9A-Za-z:._~-]+:[0-
     _VISIBLE,
     _VISIBLE,
 )  # RFC 9112, 3.2
-HOST = rb"(?:(?:[0-9a-z._~!$&'()*+,;=-]++|%[0-9a-f]{2})++|\[[0-9a-f:.]+\])(?::[0-9]*+)?"  # RFC 3986, 3.2.2, lower case
+HOST = (  # RFC 3986, 3.2.2
+    rb"(?:(?:[0-9A-Za-z._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})++|\[[0-9A-Fa-f:.]+\])(?::[0-9]*+)?"
+)
 
 _line_so_far = re.compile(rb"%b+(?: (?:%b+(?: [HTP/1.0]*\r?)?)?)?" % (_TCHAR, _VISIBLE)).fullmatch
 _line = re.compile(rb"(%b+) (%b) HTTP/1\.([01])\r\n" % (_TCHAR, _TARGET)).match
@@ -74,10 +76,10 @@ def simple(target: bytes) -> Callable[[bytes, int, int], re.Match[bytes] | None]
 
     It takes bytes, where to begin, and an end at most MAX_SIMPLE further.
     """
-    # Every repetition is possessive, so that it takes linear time: 1.8 us for 12 headers of 450 bytes, where the other
+    # Every repetition is possessive, so that it takes linear time: 1.6 us for 12 headers of 520 bytes, where the other
     # way takes 6.1 (a parser 0.3, llhttp 0.8, the headers that matter 1.0, counting lines 0.3, the rest is Python).
     return re.compile(
-        rb"GET %b HTTP/1\.1\r\n(?:%b){0,%d}+(?i:host:[ \t]*+%b[ \t]*+)\r\n(?:%b){0,%d}+\r\n"
+        rb"GET %b HTTP/1\.1\r\n(?:%b){0,%d}+(?i:host):[ \t]*+%b[ \t]*+\r\n(?:%b){0,%d}+\r\n"
         % (target, _PLAIN_LINE, MAX_HEADERS // 2 - 1, HOST, _PLAIN_LINE, MAX_HEADERS // 2)
     ).match
 
