@@ -614,24 +614,33 @@ class Connection(asyncio.Protocol):
 def take_repeats(connection: Connection, data: bytes, quantum: int) -> tuple[int, int]:
     """Take the plain requests of a connection that `data` begins with and that have the tail that is kept.
 
-    Return where the rest starts, and what is left of the quantum. Each takes 0.8 us, and as any other one 1.6.
+    Return where the rest starts, and what is left of the quantum. Each takes 0.8 us if there are 16, and as any other
+    one 1.6.
     """
     server, replies, tail = connection.server, connection.replies, connection.tail
     slots, outcomes = replies.slots, server.outcomes
     pos, begin = 0, len(server.plain)
-    while tail and quantum and len(slots) < MAX_OWED and data.startswith(server.plain, pos):
-        digits = _digits(data, pos + begin)
-        if digits is None or not data.startswith(tail, digits.end()):
+    first = _digits(data, begin) if tail and data.startswith(server.plain) else None
+    if first is None or not data.startswith(tail, first.end()):
+        return 0, quantum
+    *several, last = data[begin:QUANTUM_BYTES].split(tail + server.plain, quantum)
+    if len(several) < quantum:
+        last, ended, _ = last.partition(tail)
+        several += [last] if ended else []
+    add, counts, kept, out = server.add, outcomes.counts, outcomes.kept, replies.out
+    around = begin + len(tail)
+    for digits in several:
+        if not digits.isdigit() or len(digits) > MAX_DIGITS or len(slots) >= MAX_OWED:
             break
-        pos = digits.end() + len(tail)
+        pos += around + len(digits)
         quantum -= 1
         slot = Slot(connection, KEEP) if slots else replies.lone
-        outcome = server.add(int(digits[0]), slot)
+        outcome = add(int(digits), slot)
         if outcome is None:
             slots.append(slot)
         elif slots:
             replies.give(slot, outcomes.answers[outcome])
         else:
-            outcomes.counts[outcome] += 1
-            replies.out.append(outcomes.kept[outcome])
+            counts[outcome] += 1
+            out.append(kept[outcome])
     return pos, quantum

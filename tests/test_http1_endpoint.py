@@ -135,8 +135,8 @@ def test_an_id_is_its_integer_value(memory: Memory, before: bytes) -> None:
 def test_what_is_no_id(memory: Memory, before: bytes) -> None:
     for text in NO_INTEGERS:
         memory.store.added.clear()
-        answers = replies(memory.talk(before, get(text), get(text) + get(2)))
-        assert [reply.status for reply in answers[-3:]] == [400, 400, 200], text
+        answers = replies(memory.talk(before, get(text), get(text) + get(2), get(2) + get(text) + get(2)))
+        assert [reply.status for reply in answers[-6:]] == [400, 400, 200, 200, 400, 200], text
         assert not any(reply.closes for reply in answers), text
         assert set(memory.store.added) <= {1, 2}, text
 

@@ -376,10 +376,24 @@ MUTANTS = [
     ),
     Mutant(
         "http1.py",
-        "if digits is None or not data.startswith(tail, digits.end()):",
-        "if digits is None:",
+        "several += [last] if ended else []",
+        "several += [last]",
         ("tests/test_http1_whatever.py", *FRAMING),
-        "the headers of a pipelined request are not looked at",
+        "a pipelined request is answered before its headers are in",
+    ),
+    Mutant(
+        "http1.py",
+        "if not digits.isdigit() or len(digits) > MAX_DIGITS or len(slots)",
+        "if not digits.isdigit() or len(slots)",
+        ENDPOINT,
+        "an id past 64 bits is counted if it comes behind others",
+    ),
+    Mutant(
+        "http1.py",
+        "if not digits.isdigit() or len(digits) > MAX_DIGITS or len(slots)",
+        "if len(digits) > MAX_DIGITS or len(slots)",
+        ("tests/test_http1_pipelining.py", "tests/test_http1_whatever.py"),
+        "a pipelined request whose id is no number ends the connection",
     ),
     Mutant(
         "http1.py",
@@ -490,8 +504,8 @@ MUTANTS = [
     ),
     Mutant(
         "http1.py",
-        "while tail and quantum and len(slots) < MAX_OWED and",
-        "while tail and quantum and",
+        "len(digits) > MAX_DIGITS or len(slots) >= MAX_OWED:",
+        "len(digits) > MAX_DIGITS:",
         ORDER,
         "more pipelined answers of a connection wait than is said",
     ),
