@@ -300,6 +300,10 @@ class Fleet:
 
     # The account
 
+    def reports(self) -> dict[str, int]:
+        """Return the windows in the stream and their counts."""
+        return self.server.reports()
+
     def told(self) -> list[dict[str, int]]:
         """Return what each instance has logged, in order; fail if it has logged a window twice."""
         all_told = []
@@ -313,7 +317,7 @@ class Fleet:
 
     def check(self) -> None:
         """Check the stream against the logs, and the sum."""
-        reports = self.server.reports()
+        reports = self.reports()
         windows = list(reports)
         for told in self.told():
             ours = list(told)
@@ -323,15 +327,14 @@ class Fleet:
 
     def check_with_logs(self) -> None:
         """Check the sum where Redis has lost its stream: reports that went with it are in the logs."""
-        reports = self.server.reports()
+        reports = self.reports()
         for told in self.told():
             for window, count in told.items():
                 assert reports.setdefault(window, count) == count, f"{window} is told as {count} and {reports[window]}"
         self.check_counts(dict(sorted(reports.items())))
 
-    def check_counts(self, reports: dict[str, int]) -> None:
-        """Check that no window is missing, and that the sum is right."""
-        starts = [start_of(window) for window in reports]
+    def check_no_gap(self, starts: list[int]) -> None:
+        """Check that windows are in order, and that none is missing but those in which no instance lived."""
         assert starts == sorted(starts)
         missing = [
             start
@@ -339,6 +342,11 @@ class Fleet:
             if not any(since - self.window < start <= until for since, until in self.absent)
         ]
         assert not missing, f"not reported: {missing}"
+
+    def check_counts(self, reports: dict[str, int]) -> None:
+        """Check that no window is missing, and that the sum is right."""
+        starts = [start_of(window) for window in reports]
+        self.check_no_gap(starts)
         total = sum(reports.values())
         self.deeds["windows"] = len(starts)
         self.deeds["counted"] = total
@@ -590,6 +598,7 @@ async def waves(fleet: Fleet, seconds: float) -> None:
         for order, answers in zip(orders, heads, strict=True):
             stored.update(number for number, head in zip(order, answers, strict=True) if said(head) == "ok")
             fleet.deeds["answers lost"] += sum(said(head) != "ok" for head in answers)
+            fleet.deeds["answers"] += len(answers)
         wave = Wave(size, len(stored), last + fleet.window, end)
         assert wave.stored == size or fleet.deeds["answers lost"], wave
         took = wave.end - wave.window
@@ -603,7 +612,7 @@ async def waves(fleet: Fleet, seconds: float) -> None:
     for caller in callers:
         caller.close()
     await fleet.settle()
-    reports = {start_of(window): count for window, count in fleet.server.reports().items()}
+    reports = {start_of(window): count for window, count in fleet.reports().items()}
     for wave in sent:
         counts = [reports.pop(start) for start in range(wave.window, int(wave.end) + 1, fleet.window)]
         assert sum(counts) >= wave.stored, f"{counts} counted of {wave}"

@@ -2,17 +2,17 @@ r"""Every fault of a Redis and of a network, at random and one after the other, 
 
     python tests/soak.py                          # ten minutes, a seed drawn by lot
     python tests/soak.py --seconds 60 --seed 7
+    python tests/soak.py --cluster                # the faults of cluster_fleet.py instead
 
-Two instances, each behind a proxy of its own to one Redis that keeps its data on disk, get RATE new ids a second, at
+Two instances, each behind a proxy of its own to one Redis that keeps its data on disk, get 5,000 new ids a second, at
 that rate whatever becomes of them. A round does one fault, or two at a time, for a while drawn by lot, after each was
 done once; then, but not always, the instances are given the time to be back, which is taken. What must hold:
 
 - the account of fleet.py: ids answered `ok` and counts that were reported agree, no window is missing;
-- every answer comes within --request-timeout and LATE seconds, less the time that its instance had no processor;
-- each instance says `ok` again within BACK seconds of the end of the last fault.
+- the times of steady.py.
 
-Counts are never to be wrong; times are the machine's too, so `slack` seconds may be added to both (in the normal run
-of the tests, which test_soak.py is; here none). Data is lost only while both instances are connected: one that is cut
+Counts are never to be wrong; times are the machine's too, so there is `slack` in the normal run of the tests, which
+test_soak.py is; here none. Data is lost only while both instances are connected: one that is cut
 off for longer than a Redis settles, and has ids of a window that Redis lost meanwhile, brings them too late.
 """
 
@@ -27,80 +27,22 @@ import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import cluster_fleet
 import fleet
 import servers
+import steady
 
-RATE = 5000  # requests a second, over all instances
-BURST = 50  # of them at a time, on one connection
 SIZE = 2  # instances
 WINDOW = 2  # seconds
-EVERY = BURST * SIZE * fleet.CONNECTIONS / RATE  # seconds from one burst to the next, of each that feeds
-TIMEOUT = 1.0  # seconds: --request-timeout as it is without a flag
-LATE = 0.5  # seconds that an answer may come later
-BACK = 2.0  # seconds until an instance takes ids again
 
 
-class Soak(fleet.Fleet):
-    """Instances behind proxies, and what is measured of them."""
+class Soak(steady.Steady):
+    """Instances behind proxies, and what is done to them."""
 
     def __init__(self, server: servers.Redis, other: servers.Redis, seed: int, slack: float) -> None:
-        super().__init__(server, seed, SIZE, WINDOW, 1)
-        self.slack = slack
+        super().__init__(server, seed, SIZE, WINDOW, 1, slack)
         self.other = other  # to fail over to
         self.put_proxies()
-        self.slowest = 0.0  # answer, seconds, less what the instance had no processor
-        self.starved = 0.0  # seconds of an answer that an instance had none
-        self.longest = 0.0  # time until an instance was back, seconds
-        self.wrong: list[str] = []  # what took too long, or was not answered
-        self.doing = ""  # the faults of this round
-        self.clear = 0.0  # monotonic time at which the last fault ended
-        self.waiting: dict[int, asyncio.Event] = {}  # by instance: set when it says ok
-
-    def __str__(self) -> str:
-        return (
-            f"{super().__str__()}; slowest answer {self.slowest:.2f} s (besides up to {self.starved:.2f} s without a "
-            f"processor), longest time to be back {self.longest:.2f} s"
-        )
-
-    # The load
-
-    async def feed(self, number: int) -> None:
-        """Send ids to an instance at a steady rate, on as many connections as that takes."""
-        idle: list[fleet.Caller] = []
-        bursts: set[asyncio.Task[None]] = set()
-        due = time.monotonic()
-        while not self.over:
-            burst = asyncio.create_task(self.burst(number, idle))
-            bursts.add(burst)
-            burst.add_done_callback(bursts.discard)
-            due = max(due + EVERY, time.monotonic() - TIMEOUT)  # what is missed is made up for
-            await asyncio.sleep(due - time.monotonic())
-        await asyncio.gather(*bursts)
-        for caller in idle:
-            caller.close()
-
-    async def burst(self, number: int, idle: list[fleet.Caller]) -> None:
-        caller = idle.pop() if idle else await fleet.call(self.programs[number].address)
-        since, waited = time.monotonic(), self.kept_waiting(number)
-        answers = await caller.ask(self.ids(BURST))
-        waited = self.kept_waiting(number) - waited
-        took = time.monotonic() - since - waited
-        self.starved = max(self.starved, waited)
-        if caller.closed:
-            self.wrong.append(f"a connection was closed ({self.doing})")
-        else:
-            idle.append(caller)
-        self.said.update(answers)
-        self.slowest = max(self.slowest, took)
-        if took > TIMEOUT + LATE + self.slack:
-            self.wrong.append(f"an answer took {took:.2f} s, {set(answers)} ({self.doing})")
-        if answers[-1] == "ok" and since > self.clear and number in self.waiting:
-            self.waiting[number].set()
-
-    def kept_waiting(self, number: int) -> float:
-        """Return for how many seconds an instance has had something to do and no processor, by Linux's account."""
-        _, waited, _ = Path(f"/proc/{self.programs[number].pid}/schedstat").read_text().split()
-        return int(waited) / 1e9
 
     # The faults
 
@@ -125,17 +67,6 @@ class Soak(fleet.Fleet):
             await self.pause(0, 0.3)
         await (OF_REDIS | OF_THE_NETWORK)[name](self)
         self.clear = time.monotonic()
-
-    async def back(self) -> None:
-        """Wait until every instance says ok; they have BACK seconds from the end of the last fault."""
-        self.waiting = {number: asyncio.Event() for number in self.programs}
-        async with asyncio.timeout(servers.DEADLINE):
-            await asyncio.gather(*(event.wait() for event in self.waiting.values()))
-        took = time.monotonic() - self.clear if self.clear else 0.0
-        self.clear = 0.0
-        self.longest = max(self.longest, took)
-        if took > BACK + self.slack:
-            self.wrong.append(f"it took {took:.2f} s to be back ({self.doing})")
 
     async def last(self) -> None:
         """Let a fault last: a second on the average, seldom for so long that whoever waits has become slow to try."""
@@ -242,7 +173,7 @@ async def silent(soak: Soak) -> None:
             proxy.silence()
         else:
             proxy.cut()
-    await asyncio.sleep(TIMEOUT)
+    await asyncio.sleep(steady.TIMEOUT)
 
 
 async def cut(soak: Soak) -> None:
@@ -351,7 +282,7 @@ async def play(soak: Soak, seconds: float) -> None:
             await soak.round(names[number] if number < len(names) else soak.random.choice(names))
         await soak.back()
     soak.check_with_logs()
-    assert not soak.wrong, "\n".join(soak.wrong)
+    soak.check_times()
 
 
 def run(seconds: float, seed: int, engine: str, slack: float = 0.0) -> str:
@@ -373,7 +304,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Soak two instances in faults, and see whether they count right.")
     parser.add_argument("--seconds", type=float, default=600, help="how long; default 600")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: drawn by lot")
+    parser.add_argument("--cluster", action="store_true", help="on a cluster, with its faults")
     options = parser.parse_args()
+    if options.cluster:
+        return cluster_fleet.play("soak", options.seconds, options.seed, None)
     engines = sorted(servers.ENGINES)
     engine = engines[options.seed % len(engines)]
     print(f"seed {options.seed}, {engine}", flush=True)
