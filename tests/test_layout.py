@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from datetime import date
 from graphlib import TopologicalSorter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -139,12 +140,18 @@ def test_the_flags_are_those_of_the_contract() -> None:
     assert all(callable(field.metadata["read"]) for field in fields)
 
 
-def test_three_packages_at_run_time_and_each_of_them_pinned() -> None:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split("\n")
-    lines = [line for line in lines if line and not line.startswith("#")]
-    pins = [re.fullmatch(r"([a-z]+)==[0-9]+(?:\.[0-9]+)+", line) for line in lines]
-    assert None not in pins
-    assert sorted(pin[1] for pin in pins if pin) == sorted(FROM_OTHERS)
+def test_three_packages_at_run_time_and_each_of_them_pinned_with_its_hashes() -> None:
+    """And one that redis needs on the first releases of Python 3.11. Those that run here are the pinned ones."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    text = re.sub("^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", "")
+    pins = {}
+    for line in text.splitlines():
+        match = re.fullmatch(r"([a-z-]+)==([0-9.]+)((?: ; .*?)?)((?: +--hash=sha256:[0-9a-f]{64})+) *", line)
+        assert match, line
+        pins[match[1]] = match[2]
+        assert (" ; python_full_version < '3.11.3'" in match[3]) == (match[1] == "async-timeout")
+    assert pins.keys() == FROM_OTHERS | {"async-timeout"}
+    assert {name: version(name) for name in FROM_OTHERS} == {name: pins[name] for name in FROM_OTHERS}
 
 
 def test_the_changelog_begins_with_the_version_that_the_program_tells() -> None:
