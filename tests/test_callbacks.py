@@ -23,7 +23,7 @@ import servers
 import support
 from receivers import HANG, RESET, Answer, Receiver
 from spies import ALLOW, LONG, Spy, count_of, from_log, request, stop
-from stores import Log, ask, ids, opened, play, start_of, until
+from stores import Log, ask, ids, let_settle, opened, play, start_of, until
 
 import dedup
 import outbound
@@ -249,6 +249,7 @@ def test_a_callback_names_the_window_that_its_id_is_in_though_that_has_ended(
     with servers.Proxy(server.port) as proxy:
         flags = ("--redis-url", proxy.url, "--window", "1", "--request-timeout", "20", "--callback-method", "POST")
         with support.verve(*flags, *ALLOW) as program, support.Client(program.address) as client:
+            let_settle(server)
             program.log.wait_for("unique ids in")
             proxy.stall()
             client.send(request(7, receiver.url))
@@ -262,8 +263,8 @@ def test_a_callback_names_the_window_that_its_id_is_in_though_that_has_ended(
             assert client.receive()[0].status == 200
             (called,) = receiver.wait_for(1)
             name = json.loads(called.body)["window"]
-            program.log.wait_for(f"unique ids in {name}: 1$")
             assert start_of(name) == start
+            program.log.wait_for(f"unique ids in {name}: 1$")
 
 
 @pytest.mark.parametrize("engine", servers.ENGINES)
