@@ -24,9 +24,10 @@ import redis.asyncio.connection
 from redis_store.advice import advice_in, advise
 from redis_store.wire import Address, Wire, connect, good
 
-ASK = 1.0  # seconds from one question to the sentinels to the next, while a link stands
+ASK = 0.5  # seconds from one question to the sentinels to the next, while a link stands; to hear of a promotion takes
+# them up to a second, and of the 2 s that are promised from it there must be some left
 ANSWER = 0.4  # seconds that a sentinel has to answer; one whose machine is gone must not hold up the others' answer
-FIRST = 0.8  # seconds likewise, until one was reached: enough to find out whether its port expects TLS
+FIRST = 1.2  # seconds likewise, until one was reached: enough to find out whether its port expects TLS
 SENTINEL_PORT = 26379
 DEFAULTS = {"host": "localhost", "port": 6379, "db": 0}  # of redis-py's URLs
 
@@ -89,8 +90,8 @@ class Topology:
             replace(self._server, host=host, port=port, username="", password=sentinel_password)
             for host, port in sentinels
         ]
-        # Seconds in which a switch is noticed, besides what a connection tells.
-        self.notices = ASK if sentinels else 0.0
+        # Seconds in which a switch is noticed, besides what a connection tells: until asked, and answered by all.
+        self.notices = 2 * ASK if sentinels else 0.0
         self._wires: dict[Address, Wire] = {}  # to sentinels
         self._asking = asyncio.Lock()
 
