@@ -39,6 +39,7 @@ from stores import (
 
 import dedup
 import redis_store
+from redis_store import topology
 
 
 @pytest.fixture
@@ -50,6 +51,13 @@ def files(tmp_path: Path, authority: trustme.CA) -> redis_tls.Files:
 def sentinel(engine: str) -> Iterator[sentinels.Sentinel]:
     with sentinels.Sentinel(engine, servers.free_port()) as sentinel:
         yield sentinel
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give sentinels more time, so that a busy machine does not make one silent which would say what is wrong."""
+    monkeypatch.setattr(topology, "ANSWER", 1.5)
+    monkeypatch.setattr(topology, "FIRST", 4.0)
 
 
 def pass_over_resets() -> None:
