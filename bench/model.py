@@ -38,7 +38,7 @@ LINK = 10e9 / 8  # bytes a second of the network that the text reckons with
 
 
 class Point(NamedTuple):
-    """What was measured with one number of connections: the median of the rounds."""
+    """What was measured with one number of connections, in a round or as the median of all."""
 
     rate: float
     server: float  # µs a request
@@ -65,8 +65,8 @@ def sadds(port: int) -> int:
     return int(found[1]) if found else 0
 
 
-def measure(workers: int, connections: tuple[int, ...], rounds: int, seconds: int) -> dict[int, Point]:
-    """Return what one service does with some numbers of connections; more than one worker is not pinned."""
+def measure(workers: int, connections: tuple[int, ...], rounds: int, seconds: int) -> dict[int, list[Point]]:
+    """Return the rounds of one service with some numbers of connections; more than one worker is not pinned."""
     ids = itertools.count(POOL, 10_000_000)
     runs: dict[int, list[Point]] = {each: [] for each in connections}
     own, other = ("0", "1") if workers == 1 else ("0,1", "0,1")
@@ -87,7 +87,11 @@ def measure(workers: int, connections: tuple[int, ...], rounds: int, seconds: in
             runs[each].append(
                 Point(sent.rate, ours / count * 1e6, of_redis / count * 1e6, sent.cpu, count / max(trips, 1))
             )
-    return {each: Point(*map(statistics.median, zip(*points, strict=True))) for each, points in runs.items()}
+    return runs
+
+
+def middle(rounds: list[Point]) -> Point:
+    return Point(*map(statistics.median, zip(*rounds, strict=True)))
 
 
 def fit(pairs: list[tuple[float, float]]) -> Line:
@@ -121,8 +125,8 @@ def sizes(port: int) -> tuple[int, int]:
         return len(request), len(sock.recv(4096))
 
 
-def text(points: dict[int, Point], both: Point, sent: tuple[int, int], medians: str) -> str:
-    """Return the section."""
+def text(points: dict[int, Point], both: list[Point], sent: tuple[int, int], medians: str) -> str:
+    """Return the section. `both` are the rounds of two workers on two cores."""
     server = fit([(point.ids, point.server) for point in points.values()])
     redis = fit([(point.ids, point.redis) for point in points.values()])
     ids = points[FULL_LOAD].ids
@@ -143,7 +147,7 @@ def text(points: dict[int, Point], both: Point, sent: tuple[int, int], medians: 
         f"**Fitted**: with k ids in a trip a request takes {server.each:.1f} + {server.trip:.1f} / k µs of the",
         f"service's core and {redis.each:.2f} + {redis.trip:.2f} / k µs of Redis's.",
         "",
-        *checked(both, server.at(both.ids), redis.at(both.ids)),
+        *checked(both, server, redis),
         "",
         "**Computed**: requests a second that full cores carry, and what runs out first. Each worker and each primary",
         f"has a core of its own; a worker has {FULL_LOAD} connections and, with one primary, {ids:.0f} ids in a trip.",
@@ -157,18 +161,21 @@ def text(points: dict[int, Point], both: Point, sent: tuple[int, int], medians: 
     return "\n".join(lines)
 
 
-def checked(both: Point, server: float, redis: float) -> list[str]:
+def checked(rounds: list[Point], server: Line, redis: Line) -> list[str]:
     """Return what two workers on two cores did, beside what the fit says."""
+    both = middle(rounds)
     heads = f"two workers, {FULL_LOAD} connections, {both.ids:.1f} ids in a trip|measured|computed|ratio"
-    pairs = {
-        "service µs": (both.server, server),
-        "Redis µs": (both.redis, redis),
-        "requests/s of two full cores": (both.rate, 2e6 / (server + redis + both.wrk)),
-    }
-    rows = [
-        [name, *(f"{each:,.0f}" if "/s" in name else f"{each:.2f}" for each in pair), f"{pair[0] / pair[1]:.2f}"]
-        for name, pair in pairs.items()
-    ]
+    found: dict[str, list[tuple[float, float]]] = {"service µs": [], "Redis µs": [], "requests/s of two full cores": []}
+    for each in rounds:
+        ours, of_redis = server.at(each.ids), redis.at(each.ids)
+        computed = ours, of_redis, 2e6 / (ours + of_redis + each.wrk)
+        for name, measured, expected in zip(found, (each.server, each.redis, each.rate), computed, strict=True):
+            found[name].append((measured, expected))
+    rows = []
+    for name, pairs in found.items():
+        medians = (statistics.median(each) for each in zip(*pairs, strict=True))
+        ratio = results.spread([measured / expected for measured, expected in pairs])
+        rows.append([name, *(f"{each:,.0f}" if "/s" in name else f"{each:.2f}" for each in medians), ratio])
     about = "**Checked** against two workers that share two cores with Redis and wrk, which took"
     return [f"{about} {both.wrk:.1f} µs a request.", "", *results.table(heads, rows)]
 
@@ -188,12 +195,13 @@ def main() -> None:
         raise SystemExit(f"first: {needed}")
     if (os.cpu_count() or 1) < 2:
         raise SystemExit("two cores are needed")
-    points = measure(1, CONNECTIONS, options.rounds, options.seconds)
+    runs = measure(1, CONNECTIONS, options.rounds, options.seconds)
     both = measure(2, (FULL_LOAD,), options.rounds, options.seconds)[FULL_LOAD]
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         with started("0", *command("memory", port, 0, folder), port=port):
             sent = sizes(port)
+    points = {each: middle(rounds) for each, rounds in runs.items()}
     found = text(points, both, sent, f"medians of {options.rounds} rounds of {options.seconds} s")
     if options.print:
         print(found)
