@@ -3,9 +3,11 @@
 An example is a fenced block of a document. Only the port of Redis is put in, since the tests have their own.
 """
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,6 +187,50 @@ def test_all_commands_of_redis_are_in_the_example_of_a_user(server: servers.Redi
     assert {"time", "xreadgroup", "scard", "client"} <= used
     allowed = re.findall(r"\+(\w+)", example("docs/operations.md", "sh", "ACL SETUSER"))
     assert used == set(allowed)
+
+
+def test_two_instances_without_docker_as_pasted(tmp_path: Path) -> None:
+    """Nothing is left behind: not in the tree, not among temporary files, and no process."""
+    for tool, package in (("nginx", "nginx-light"), ("curl", "curl")):
+        support.need(tool, package)
+    tree, tools, temporary = tmp_path / "tree", tmp_path / "tools", tmp_path / "t"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    temporary.mkdir()
+    tools.mkdir()
+    (tools / "redis-server").symlink_to(next(iter(servers.ENGINES.values())))
+    ours, one, other, at_one, at_other, redis = (servers.free_port() for _ in range(6))
+    conf = tree / "deploy" / "nginx.conf"
+    conf.write_text(conf.read_text().replace("listen 8080;", f"listen 127.0.0.1:{ours};"))
+    python = f"mkdir -p $there/venv/bin && ln -s {tools}/python $there/venv/bin"
+    (tools / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tools / "python").chmod(0o755)
+    start, end = [text for text in examples("docs/operations.md", "sh") if "809$n" in text or "kill %" in text]
+    for old, new in {
+        "python3 -m venv .*": python,
+        r"809\$n": f"$(({2 * one - other} + {other - one} * n))",
+        r"909\$n": f"$(({2 * at_one - at_other} + {at_other - at_one} * n))",
+        "127.0.0.1:8080": f"127.0.0.1:{ours}",
+        "127.0.0.1:8091": f"127.0.0.1:{one}",
+        "127.0.0.1:8092": f"127.0.0.1:{other}",
+        "6390": str(redis),
+    }.items():
+        assert re.search(old, start), old
+        start = re.sub(old, lambda _, new=new: new, start)  # type: ignore[misc]
+    before = [*tree.rglob("*")]
+    pasted = subprocess.run(
+        ["bash"],
+        input=start + end,
+        cwd=tree,
+        env={"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(tmp_path), "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=2 * support.DEADLINE,
+        check=False,
+    )
+    assert (pasted.returncode, pasted.stdout) == (0, "ok"), pasted.stderr
+    assert pasted.stderr.count("INFO verve: listening on") == 2
+    assert [*temporary.iterdir()] == []
+    assert [*tree.rglob("*")] == before
 
 
 def test_the_files_that_contributing_names_are_there() -> None:
