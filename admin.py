@@ -16,11 +16,16 @@ since the kernel goes on handing it connections. All workers have the listening 
 next one answers in its place until it is back, so that an operator can ask what is wrong while it hangs.
 
 What is shown comes as plain values and callables. The windows are asked of the store at most once a second,
-however many look on; if it gives no answer in time, the last that was known is shown, and said to be that.
+however many look on. If it gives no answer in time, the last that was known is shown, and said to be that. The
+worker that answers looks when it is started and after each window, too, so that who looks first amid an outage sees
+what was before it. Closed counts never change, so a day of them is read once, and then only what is new.
 
-The page, `admin.html`, is one document that asks for nothing but `/state`, the JSON of all that it shows. Its
-Content-Security-Policy names its own style and script by their hashes and allows nothing else; all text goes in as
-text, never as HTML.
+Once a second that worker also notes how many requests of the instance have failed, and in which window (`Failed`).
+What the workers write is up to a second old, so a failure at a window's edge may be noted in the next one.
+
+The page, `admin.html`, is one document. It asks for `/state`, the JSON of all that it shows now, and for the counts of
+a day, `/windows.csv`. Its Content-Security-Policy names its own style and script by their hashes and allows nothing
+else; all text goes in as text, never as HTML.
 """
 
 import asyncio
@@ -48,7 +53,10 @@ LINGER: Final = 1.0  # seconds after the answer for the peer to close; a close w
 BEAT: Final = 1.0  # seconds between two writings of a worker's numbers, and between two looks at the windows
 MISSING: Final = 3.0  # seconds without one after which a worker is missing
 ROW: Final = 512  # numbers that a worker can write
-WINDOWS: Final = 60  # that are shown, with the open one
+WINDOWS: Final = 60  # that /windows has, with the open one
+HISTORY: Final = 1440  # that are remembered, and that /windows.csv has: a day of minutes
+LATE: Final = 3  # more reports than this that the webhook does not have are a failure, as in deploy/alerts.yaml
+STALE: Final = "Verve-Error: the store can't be asked, these windows are the last that were known\r\n"
 
 # A metric's name: its type, and what it says.
 METRICS: Final = {
@@ -95,6 +103,10 @@ METRICS: Final = {
     "verve_start_time_seconds": ("gauge", "Unix time at which the instance was started."),
     "verve_build_info": ("gauge", "Always 1; the version stands in the label."),
 }
+STATE: Final = (  # those that the page shows as they are
+    *("verve_connections", "verve_connections_limit", "verve_waiting_requests", "verve_waiting_callbacks"),
+    *("verve_ids_held", "verve_ids_limit", "process_resident_memory_bytes"),
+)
 GAUGES: Final = {name for name, (kind, _) in METRICS.items() if kind == "gauge"}
 
 _line = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (/[!-~]*) HTTP/1\.([01])\r\n").match  # RFC 9112, 3
@@ -107,12 +119,37 @@ class Board:
 
     def __init__(self, workers: int) -> None:
         self.started = time.time()
+        self.failed = Failed()
         self.rows = [memoryview(mmap.mmap(-1, ROW * 8)).cast("d") for _ in range(workers)]
 
     def missing(self) -> list[int]:
         """Return the numbers of the workers that are not at work."""
         now = time.monotonic()  # of the machine, the same in all processes
         return [number for number, row in enumerate(self.rows) if now - row[0] > MISSING]
+
+
+class Failed:
+    """How many requests of an instance failed in each of the last windows, in memory that its workers share.
+
+    Only the worker that answers operators writes.
+    """
+
+    def __init__(self) -> None:
+        self._seen = memoryview(mmap.mmap(-1, 8)).cast("d")  # failures since the instance was started
+        self._cells = memoryview(mmap.mmap(-1, HISTORY * 16)).cast("d")  # start of a window, failures in it
+
+    def note(self, start: int, seconds: int, total: float) -> None:
+        """Note the failures so far; those that are new count in the window that starts at `start`."""
+        new, self._seen[0] = total - self._seen[0], total
+        if new > 0:
+            at = 2 * (start // seconds % HISTORY)
+            before = self._cells[at + 1] if self._cells[at] == start else 0.0
+            self._cells[at], self._cells[at + 1] = start, before + new
+
+    def counts(self) -> dict[int, int]:
+        """Return the failures by the start of the window, of those windows that have some."""
+        cells = [*map(int, self._cells)]
+        return {start: count for start, count in zip(cells[::2], cells[1::2], strict=True) if count}
 
 
 class Row:
@@ -205,6 +242,16 @@ def render(samples: Mapping[str, float]) -> bytes:
     return "\n".join([*lines, ""]).encode("ascii")
 
 
+def labelled(samples: Mapping[str, float], metric: str) -> dict[str, float]:
+    """Return the numbers of a metric by the value of its only label."""
+    return {name.split('"')[1]: value for name, value in samples.items() if name.startswith(f"{metric}{{")}
+
+
+def name_of(start: int) -> str:
+    """Return the name of the window that starts at `start`, as RFC 3339 has it."""
+    return datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 class Answer(NamedTuple):
     """A response."""
 
@@ -214,10 +261,117 @@ class Answer(NamedTuple):
     fields: str = ""  # further header lines
 
 
-# The start, length and count of the open window, then of the newest closed ones, so many in all; None if they can't be
-# had. What tells whether a window's report is delivered, by its start (None: it is not to be); None if that is unknown.
-Recent = Callable[[int], Awaitable[list[tuple[int, int, int]] | None]]
+Window = tuple[int, int, int]  # its start in Unix seconds, its length in seconds, its count
+
+
+class Known(NamedTuple):
+    """What is known of a window."""
+
+    start: int
+    seconds: int
+    ids: int  # its count
+    final: bool  # it is closed
+    delivered: bool | None  # the webhook has its report; None if it is not to have it
+
+
+# The open window, then the newest closed ones, so many in all; None if they can't be had. What tells whether a window's
+# report is delivered, by its start (None: it is not to be); None if that is unknown.
+Recent = Callable[[int], Awaitable[list[Window] | None]]
 Delivered = Callable[[], Awaitable[Callable[[int], bool | None] | None]]
+
+
+class History:
+    """The last windows, as far as this worker knows them."""
+
+    def __init__(
+        self, board: Board, opened: Callable[[], Window], recent: Recent, delivered: Delivered | None = None
+    ) -> None:
+        """`opened` returns the open window as this worker knows it; it starts at 0 before the store has told its time.
+
+        Without a webhook there is no `delivered`.
+        """
+        self.board = board
+        self.opened = opened
+        self.recent = recent
+        self.delivered = delivered
+        self.windows: list[Known] = []  # as they were when last seen, newest first; HISTORY at most
+        self.fresh = False  # the last look succeeded
+        self._looked = 0.0  # when that was, monotonic
+        self._looking = asyncio.Lock()
+
+    async def look(self) -> None:
+        """Bring the windows up to date, unless that was done within the last second."""
+        async with self._looking:
+            if time.monotonic() - self._looked >= BEAT:
+                await self._refresh()
+                self._looked = time.monotonic()
+
+    async def _refresh(self) -> None:
+        found = None
+        with contextlib.suppress(OSError):  # of these, TimeoutError is one
+            async with asyncio.timeout(BEAT):
+                found = await self._ask()
+        self.fresh = found is not None
+        if found is not None:
+            self.windows = found
+
+    async def _ask(self) -> list[Known] | None:
+        """Return the last windows, newest first; None if the store can't be asked."""
+        windows = await self.recent(WINDOWS if self.windows else HISTORY)
+        if windows and self.windows and windows[-1][0] > self.windows[0].start:
+            windows = await self.recent(HISTORY)  # many were closed since the last look
+        delivered = await self.delivered() if self.delivered else lambda start: None
+        if windows is None or delivered is None:
+            return None
+        older = [known for known in self.windows if known.start < windows[-1][0] and known.final]
+        found = [
+            self._opened(*windows[0]),
+            *(Known(*window, True, delivered(window[0])) for window in windows[1:]),
+            *(known if known.delivered else known._replace(delivered=delivered(known.start)) for known in older),
+        ]
+        return found[:HISTORY]
+
+    def _opened(self, start: int, seconds: int, count: int) -> Known:
+        return Known(start, seconds, count, False, None if self.delivered is None else False)
+
+    def now(self) -> int:
+        """Return the start of the open window, by this machine's clock if the store has not told its time yet."""
+        start, seconds, _ = self.opened()
+        return start or int(time.time()) // seconds * seconds
+
+    def shown(self, most: int) -> list[dict[str, Any]]:
+        """Return the newest windows as they are shown: with the requests of this instance that failed in them."""
+        windows, (start, seconds, count) = self.windows, self.opened()
+        if not self.fresh and start:  # of the open window this worker may know more by now
+            opened = self._opened(start, seconds, count)
+            if not windows or windows[0].start < start:
+                windows = [opened, *windows]
+            elif windows[0].start == start and windows[0].ids < count:
+                windows = [opened, *windows[1:]]
+        failed, since = self.board.failed.counts(), self.board.started
+        return [
+            {
+                "window": name_of(window.start),
+                "seconds": window.seconds,
+                "count": window.ids,
+                "final": window.final,
+                "delivered": window.delivered,
+                "failed": failed.get(window.start, 0) if window.start + window.seconds > since else None,
+            }
+            for window in windows[:most]
+        ]
+
+    async def note(self, failures: float) -> None:
+        """Note the requests that have failed by now, and look if a window was closed that is not known."""
+        now, (_, seconds, _) = self.now(), self.opened()
+        self.board.failed.note(now, seconds, failures)
+        if not any(window.final and window.start + window.seconds >= now for window in self.windows[:2]):
+            async with self._looking:
+                await self._refresh()
+
+    def waiting(self) -> int:
+        """Return how many of the last closed windows have a report that the webhook does not have yet."""
+        return sum(window.final and window.delivered is False for window in self.windows[:WINDOWS])
 
 
 @dataclass
@@ -230,8 +384,7 @@ class Admin:
     trouble: Callable[[], str]  # why it can't take requests, in words; "" if it can
     warnings: Callable[[], list[str]]  # what is to be mended although it can
     restarts: Callable[[], int]  # workers that were replaced
-    recent: Recent
-    delivered: Delivered | None  # None if there is no webhook
+    history: History
     webhook: Callable[[], str] | None  # why it did not take the last report, as far as is known; None if there is none
 
     def __post_init__(self) -> None:
@@ -241,12 +394,9 @@ class Admin:
             "/readyz": self.readyz,
             "/metrics": self.metrics,
             "/windows": self.windows,
+            "/windows.csv": self.csv,
             "/state": self.state,
         }
-        self._windows: list[dict[str, Any]] = []  # as they were when last seen
-        self._fresh = False  # the last look succeeded
-        self._looked = 0.0  # when that was, monotonic
-        self._looking = asyncio.Lock()
         self._connections = 0
 
     # The pages
@@ -265,34 +415,43 @@ class Admin:
 
     async def metrics(self) -> Answer:
         samples = self.row.total()
-        await self.look()
+        await self.history.look()
         samples["verve_worker_restarts_total"] = self.restarts()
-        if self._windows:
-            samples["verve_webhook_waiting_reports"] = len(self.waiting())
-        if self._fresh:  # what is not known to be so now is left out
-            samples["verve_window_ids"] = self._windows[0]["count"]
-            if len(self._windows) > 1:
-                last = self._windows[1]
-                samples["verve_last_window_ids"] = last["count"]
-                end = datetime.fromisoformat(last["window"]).timestamp() + last["seconds"]
-                samples["verve_last_window_end_timestamp_seconds"] = end
+        if self.history.windows:
+            samples["verve_webhook_waiting_reports"] = self.history.waiting()
+        if self.history.fresh:  # what is not known to be so now is left out
+            samples["verve_window_ids"] = self.history.windows[0].ids
+            for last in self.history.windows[1:2]:
+                samples["verve_last_window_ids"] = last.ids
+                samples["verve_last_window_end_timestamp_seconds"] = last.start + last.seconds
         samples["process_start_time_seconds"] = self.row.board.started
         samples["verve_start_time_seconds"] = self.row.board.started
         samples[f'verve_build_info{{version="{self.version}"}}'] = 1
         return Answer("200 OK", render(samples), "text/plain; version=0.0.4; charset=utf-8")
 
     async def windows(self) -> Answer:
-        await self.look()
-        body = json.dumps(self._windows).encode("ascii") + b"\n"
-        if self._fresh:
+        await self.history.look()
+        body = json.dumps(self.history.shown(WINDOWS)).encode("ascii") + b"\n"
+        if self.history.fresh:
             return Answer("200 OK", body, "application/json")
-        why = "Verve-Error: the store can't be asked, these windows are the last that were known\r\n"
-        return Answer("503 Service Unavailable", body, "application/json", why)
+        return Answer("503 Service Unavailable", body, "application/json", STALE)
+
+    async def csv(self) -> Answer:
+        """Answer with the closed windows. Their counts never change, so they are good when the store is away."""
+        await self.history.look()
+        lines = ["window,seconds,count,failed,delivered"]
+        for each in self.history.shown(HISTORY):
+            if each["final"]:
+                failed = "" if each["failed"] is None else each["failed"]
+                delivered = "" if each["delivered"] is None else str(each["delivered"]).lower()
+                lines.append(f"{each['window']},{each['seconds']},{each['count']},{failed},{delivered}")
+        fields = 'Content-Disposition: attachment; filename="windows.csv"\r\n' + ("" if self.history.fresh else STALE)
+        return Answer("200 OK", "\r\n".join([*lines, ""]).encode("ascii"), "text/csv; charset=utf-8", fields)
 
     async def state(self) -> Answer:
-        await self.look()
+        await self.history.look()
         samples = self.row.total()
-        answered = {name[-5:-2]: value for name, value in samples.items() if name.startswith("verve_requests_total{")}
+        answered = labelled(samples, "verve_requests_total")
         state = {
             "version": self.version,
             "place": self.place,
@@ -302,12 +461,20 @@ class Admin:
             "warnings": self.warnings(),
             "store_up": bool(samples["verve_store_up"]),
             "webhook": self.deliveries(),
+            "webhook_fails": self.history.waiting() > LATE or bool(self.webhook and self.webhook()),
             "requests": sum(answered.values()),
             "refused": sum(value for status, value in answered.items() if status < "500" and status != "200"),
-            "failed": sum(value for status, value in answered.items() if status >= "500"),
-            "connections": samples["verve_connections"],
-            "fresh": self._fresh,
-            "windows": self._windows,
+            "failures": labelled(samples, "verve_failures_total"),
+            "ids": labelled(samples, "verve_ids_total"),
+            "waits": [*labelled(samples, "verve_request_duration_seconds_bucket").items()],
+            "callbacks": labelled(samples, "verve_callbacks_total"),
+            "workers": [samples["verve_workers"], len(self.row.board.rows)],
+            "restarts": self.restarts(),
+            **{name.removeprefix("verve_"): samples.get(name) for name in STATE},
+            "fresh": self.history.fresh,
+            "now": self.history.now(),
+            "windows": self.history.shown(WINDOWS),
+            "failed": [*self.row.board.failed.counts().items()],
         }
         return Answer("200 OK", json.dumps(state).encode("ascii"), "application/json")
 
@@ -322,49 +489,13 @@ class Admin:
             trouble = "a worker can't reach the store"
         return [trouble, *missing] if trouble else missing
 
-    async def look(self) -> None:
-        """Bring the windows up to date, unless that was done within the last second."""
-        async with self._looking:
-            if time.monotonic() - self._looked < BEAT:
-                return
-            found = None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT):
-                    found = await self._ask()
-            self._fresh = found is not None
-            if found is not None:
-                self._windows = found
-            self._looked = time.monotonic()
-
-    async def _ask(self) -> list[dict[str, Any]] | None:
-        """Return the last windows, newest first, and whether the webhook has each; None if the store can't be asked."""
-        windows = await self.recent(WINDOWS)
-        delivered = await self.delivered() if self.delivered else lambda start: None
-        if windows is None or delivered is None:
-            return None
-        open_window = windows[0][0]
-        return [
-            {
-                "window": datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "seconds": seconds,
-                "count": count,
-                "final": start != open_window,
-                "delivered": delivered(start) if start != open_window or self.delivered is None else False,
-            }
-            for start, seconds, count in windows
-        ]
-
-    def waiting(self) -> list[str]:
-        """Return the closed windows whose report the webhook does not have yet, newest first."""
-        return [window["window"] for window in self._windows if window["final"] and window["delivered"] is False]
-
     def deliveries(self) -> str:
         """Return how the webhook does, in words."""
         if self.webhook is None:
             return "none"
-        count, why = len(self.waiting()), self.webhook()
+        count, why = self.history.waiting(), self.webhook()
         if not count:
-            told = any(window["delivered"] for window in self._windows)
+            told = any(window.delivered for window in self.history.windows)
             return "has every report" if told else "no report for it yet"
         return f"{count} report{'s' if count > 1 else ''} to deliver" + (f", last attempt: {why}" if why else "")
 
@@ -386,6 +517,8 @@ class Admin:
                 elif server and not self.row.leads():
                     server.close()
                     server = None
+                if server:
+                    await self.history.note(sum(labelled(self.row.total(), "verve_failures_total").values()))
                 await asyncio.sleep(BEAT)
         finally:
             if server:

@@ -45,7 +45,7 @@ WIDTHS = range(4, 17)  # shards that share a set: a set grows fourfold at a time
 FREE_FOR = 0.0005  # seconds at a time that freeing may take
 FREE_EVERY = 0.003  # seconds from one time to the next; some 2 million ids are freed in a second
 
-RECENT = 60  # closed windows that are remembered without Redis, for those who watch
+RECENT = 1440  # closed windows that are remembered without Redis, for those who watch: a day of minutes
 
 # Upper bounds of what is counted in a `Histogram`.
 TIMES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds

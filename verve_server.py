@@ -260,8 +260,12 @@ async def open_up(parts: Parts) -> tuple[asyncio.Server, asyncio.Task[None]]:
             trouble=lambda: "stopping" if parts.stopping else store.unavailable,
             warnings=lambda: store.warnings,
             restarts=lambda: worker.restarts[0],
-            recent=store.recent,
-            delivered=webhook.outbox.delivered if webhook else None,
+            history=admin.History(
+                parts.shared.board,
+                lambda: (store.window, store.seconds, store.count),
+                store.recent,
+                webhook.outbox.delivered if webhook else None,
+            ),
             webhook=(lambda: webhook.why) if webhook else None,
         )
         parts.begin(operators.serve(worker.operators))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,6 +79,19 @@ def feed(program: support.Program, *numbers: int) -> None:
             assert client.ask(support.accept(number)).status == 200
 
 
+def told(program: support.Program, *counts: int) -> list[str]:
+    """Wait until windows with these counts are closed, after whichever others; return their starts."""
+
+    def found(lines: list[str]) -> list[str] | None:
+        windows = re.findall(r"unique ids in (\S+): (\d+)$", "\n".join(lines), re.MULTILINE)
+        ends = [
+            [*map(str, counts)] == [count for _, count in windows[at:][: len(counts)]] for at in range(len(windows))
+        ]
+        return [start for start, _ in windows[ends.index(True) :][: len(counts)]] if True in ends else None
+
+    return program.log.wait_until(found, f"windows of {counts}")
+
+
 def served(operators: Operators) -> bool:
     with contextlib.suppress(OSError, AssertionError):
         return operators.ready()[0] == 200
@@ -97,6 +111,11 @@ def rows_of(*samples: dict[str, float]) -> list[admin.Row]:
     for row in rows:
         row.write()
     return rows
+
+
+def history_of(row: admin.Row, recent: admin.Recent) -> admin.History:
+    """Return what a worker knows of the windows at first; the open one starts at 60."""
+    return admin.History(row.board, lambda: (60, 60, 0), recent)
 
 
 def lose(row: admin.Row) -> None:

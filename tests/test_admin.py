@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 import servers
 import support
-from operators import Operators, feed, lose, patched, rows_of, served, watched
+from operators import Operators, feed, history_of, lose, patched, rows_of, served, watched
 from processes import at_work, kill, long_window, wait_until, workers
 
 import admin
@@ -40,6 +40,7 @@ def test_what_is_answered() -> None:
             "/readyz": "text/plain; charset=utf-8",
             "/metrics": "text/plain; version=0.0.4; charset=utf-8",
             "/windows": "application/json",
+            "/windows.csv": "text/csv; charset=utf-8",
             "/state": "application/json",
         }
         for path, kind in kinds.items():
@@ -275,7 +276,7 @@ def test_why_it_is_not_ready(trouble: str, up: float, missing: bool, expected: l
     one, other = rows_of({"verve_store_up": 1}, {"verve_store_up": up})
     if missing:
         lose(other)
-    page = admin.Admin("1", "here", one, lambda: trouble, list, lambda: 0, never, None, None)
+    page = admin.Admin("1", "here", one, lambda: trouble, list, lambda: 0, history_of(one, never), None)
     answer = asyncio.run(page.readyz())
     assert answer.body.decode().splitlines() == ["not ready" if expected else "ready", *expected]
     assert answer.status[:3] == ("503" if expected else "200")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import csv
 import json
 import random
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import servers
 import support
-from operators import NEVER, feed, lose, patched, rows_of, served, state_of, watched
+from operators import NEVER, feed, history_of, lose, patched, rows_of, served, state_of, told, watched
 from processes import at_work, kill, long_window, one_of_each, wait_until, workers
 from prometheus_client.parser import text_string_to_metric_families
 from receivers import Answer, Receiver
@@ -314,10 +315,10 @@ def test_the_store_is_asked_once_a_second_however_many_look_on(known: list[tuple
 
     async def test() -> None:
         (row,) = rows_of({"verve_store_up": 1, "verve_connections": 0})
-        page = admin.Admin("1", "here", row, lambda: "", list, lambda: 0, recent, None, None)
+        page = admin.Admin("1", "here", row, lambda: "", list, lambda: 0, history_of(row, recent), None)
         pages = [page.windows, page.metrics, page.state] * 5
         answers = await asyncio.gather(*(each() for each in pages))
-        assert asked == [admin.WINDOWS]
+        assert asked == [admin.HISTORY]
         assert {answer.status[:3] for answer in answers[::3]} == {"200" if known else "503"}
         assert {b"verve_window_ids 7" in answer.body for answer in answers[1::3]} == {known is not None}
 
@@ -333,7 +334,7 @@ def test_a_store_that_gives_no_answer_holds_up_no_operator(monkeypatch: pytest.M
 
     async def test() -> None:
         (row,) = rows_of({"verve_store_up": 1})
-        page = admin.Admin("1", "here", row, lambda: "", list, lambda: 0, recent, None, None)
+        page = admin.Admin("1", "here", row, lambda: "", list, lambda: 0, history_of(row, recent), None)
         async with asyncio.timeout(support.DEADLINE):
             assert (await page.windows()).status[:3] == "503"
             assert b"verve_store_up 1" in (await page.metrics()).body
@@ -464,6 +465,111 @@ def test_what_the_webhook_has(server: servers.Redis, store: str) -> None:
             assert ours()[0]["delivered"] is False
             known = [window["delivered"] for window in operators.windows() if window["window"] in before]
             assert known == [None] * len(known)
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+def test_the_counts_of_closed_windows_as_csv(server: servers.Redis, store: str) -> None:
+    where = ["--redis-url", server.url] if store == "redis" else []
+    with Receiver(default=Answer(500)) as receiver:
+        flags = "--window", "1", "--report-url", receiver.url, "--max-ids", "2", *where
+        with watched(*flags) as (program, operators):
+            with support.Client(program.address) as client:
+                client.send(*map(support.accept, range(5)))
+                failed = sum(answer.status == 503 for answer in client.receive(5))
+            wait_until(lambda: len(operators.windows()) > 3)
+            answer = operators.ask("/windows.csv")
+            assert answer.status == 200
+            assert answer.fields["content-disposition"] == 'attachment; filename="windows.csv"'
+            head, *rows = csv.reader(answer.body.decode("ascii").splitlines())
+            assert head == ["window", "seconds", "count", "failed", "delivered"]
+            closed = [window for window in operators.windows() if window["final"]]
+            assert rows[::-1] == [
+                [window["window"], "1", str(window["count"]), str(window["failed"]), "false"]
+                for window in closed[::-1][: len(rows)]
+            ]
+            assert sum(int(row[3]) for row in rows) == failed == (3 if store == "memory" else 0)
+            assert sum(int(row[2]) for row in rows) == 5 - failed
+
+
+def test_a_day_of_counts_is_read_once_and_kept(server: servers.Redis) -> None:
+    with server.client() as client, client.pipeline() as pipe:
+        now = int(time.time())
+        for start in range(now - 2000, now - 5):
+            name = f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            pipe.xadd("verve:reports", {"window": name, "seconds": 1, "count": start % 7}, id=f"{start}000-0")
+        pipe.execute()
+    with watched("--window", "1", "--redis-url", server.url) as (_, operators):
+        wait_until(lambda: operators.ask("/windows.csv").body.count(b"\n") > 1000)
+        before = operators.windows()[0]
+        wait_until(lambda: start_of(operators.windows()[0]) > start_of(before) + 1)
+        _, *rows = csv.reader(operators.ask("/windows.csv").body.decode("ascii").splitlines())
+        starts = [start_of({"window": row[0]}) for row in rows]
+        assert starts == sorted(set(starts), reverse=True)
+        assert len(starts) == admin.HISTORY - 1
+        assert all(int(row[2]) == start % 7 for start, row in zip(starts, rows, strict=True) if start < now - 5)
+        assert {row[3] for start, row in zip(starts, rows, strict=True) if start < now - 5} == {""}, "it did not live"
+
+
+def test_windows_of_a_long_absence_are_not_left_out() -> None:
+    """More were closed since the last look than are asked for."""
+    stream = [(start, 60, start // 60) for start in range(0, 6000, 60)]
+
+    async def recent(most: int) -> list[tuple[int, int, int]] | None:
+        return stream[::-1][:most]
+
+    async def test() -> None:
+        (row,) = rows_of({})
+        history = history_of(row, recent)
+        await history.note(0)
+        stream.extend((start, 60, start // 60) for start in range(6000, 18_000, 60))
+        await history.look()
+        assert [window.start for window in history.windows] == [*range(17_940, -1, -60)]
+        assert [window.final for window in history.windows] == [False] + [True] * 299
+        assert all(window.ids == window.start // 60 for window in history.windows)
+
+    asyncio.run(test())
+
+
+def test_failures_are_noted_in_their_window_whichever_worker_answers() -> None:
+    one, other = rows_of({}, {})
+    opened = [(60, 60, 0)]
+
+    async def recent(most: int) -> list[tuple[int, int, int]] | None:
+        return [*opened, (0, 60, 9)]
+
+    async def test() -> None:
+        first, second = (admin.History(row.board, lambda: opened[0], recent) for row in (one, other))
+        await first.note(5)
+        await first.note(5)
+        await second.note(7)
+        opened[0] = (120, 60, 0)
+        await second.note(7)
+        await first.note(8)
+        one.board.started = 60
+        assert one.board.failed.counts() == {60: 7, 120: 1}
+        assert [(each["window"][14:16], each["failed"]) for each in first.shown(9)] == [("02", 1), ("00", None)]
+        opened[0] = (60 + 60 * admin.HISTORY, 60, 0)
+        await first.note(11)
+        assert one.board.failed.counts() == {60 + 60 * admin.HISTORY: 3, 120: 1}
+
+    asyncio.run(test())
+
+
+def test_who_looks_first_amid_an_outage_sees_what_was_before_it(server: servers.Redis) -> None:
+    with watched("--redis-url", server.url, "--window", "2") as (program, operators):
+        feed(program, 1, 2, 3)
+        window, *_ = told(program, 3, 0, 0)  # so the instance has looked since the first of them
+        server.kill()
+        wait_until(lambda: operators.ready()[0] == 503)
+        answer = operators.ask("/windows")
+        assert answer.status == 503
+        found = json.loads(answer.body)
+        assert [each["window"] for each in found if each["final"] and each["count"] == 3] == [window]
+        assert found[0]["final"] is False
+        answer = operators.ask("/windows.csv")
+        assert answer.status == 200
+        assert "last that were known" in answer.fields["verve-error"]
+        assert b",2,3,0,\r\n" in answer.body
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])
