@@ -21,6 +21,8 @@ from operators import watched
 from processes import wait_until
 from support import ROOT
 
+from redis_store import advice
+
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SECRET = "whsec_" + "c2l4dGVlbiB0aW1lcyBvciBzbywgbm8gbW9yZSE="
 
@@ -231,6 +233,14 @@ def test_two_instances_without_docker_as_pasted(tmp_path: Path) -> None:
     assert pasted.stderr.count("INFO verve: listening on") == 2
     assert [*temporary.iterdir()] == []
     assert [*tree.rglob("*")] == before
+
+
+def test_what_the_log_says_of_mistakes_is_what_operations_says() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| mistake \|.*\n\| --- .*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    said = [row.split(" | ")[1].removesuffix(" |").replace("`", "") for row in table.splitlines()]
+    assert len(said) > 20
+    assert set(said) <= set(advice.ADVICE.values())
 
 
 def test_the_files_that_contributing_names_are_there() -> None:
