@@ -49,6 +49,7 @@ class Caller(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.closed = False
+        self.reasons: Counter[str] = Counter()  # why ids were not stored that were asked for last
         self._transport: asyncio.Transport
         self._rest = b""
         self._heads: list[bytes] = []
@@ -101,6 +102,7 @@ class Caller(asyncio.Protocol):
     async def ask(self, numbers: Sequence[int]) -> list[str]:
         """Have ids counted; return for each "ok", "lost" if nobody can know, or "no" if it is not stored."""
         heads = await self.talk([support.accept(number) for number in numbers])
+        self.reasons = Counter(why(head) for head in heads if said(head) != "ok")
         return [said(head) for head in heads] + ["lost"] * (len(numbers) - len(heads))
 
 
@@ -123,6 +125,11 @@ def said(head: bytes) -> str:
         return "ok"
     assert status == b"503", head
     return "lost" if LOST.encode() in head else "no"
+
+
+def why(head: bytes) -> str:
+    match = re.search(rb"\r\nVerve-Error: (.*)", head)
+    return match[1].decode().strip() if match else ""
 
 
 def start_of(window: str) -> int:

@@ -8,6 +8,7 @@ machine's too, so `slack` seconds may be added to both. What did not hold is in 
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from pathlib import Path
 
 import fleet
@@ -33,6 +34,7 @@ class Steady(fleet.Fleet):
         self.starved = 0.0  # seconds of an answer that an instance had none
         self.longest = 0.0  # time until an instance was back, seconds
         self.wrong: list[str] = []  # what took too long, or was not answered
+        self.reasons: Counter[str] = Counter()  # why ids were not stored
         self.doing = ""  # the faults of this round
         self.clear = 0.0  # monotonic time at which the last fault ended
         self.hurt: set[int] = set()  # instances that may close connections, or keep them waiting
@@ -41,7 +43,8 @@ class Steady(fleet.Fleet):
     def __str__(self) -> str:
         return (
             f"{super().__str__()}; slowest answer {self.slowest:.2f} s (besides up to {self.starved:.2f} s without a "
-            f"processor), longest time to be back {self.longest:.2f} s"
+            f"processor), longest time to be back {self.longest:.2f} s; "
+            f"{dict(self.reasons)}"
         )
 
     async def feed(self, number: int) -> None:
@@ -85,6 +88,7 @@ class Steady(fleet.Fleet):
             return []
         since, waited = time.monotonic(), self.kept_waiting(number)
         answers = await caller.ask(numbers)
+        self.reasons += caller.reasons
         waited = self.kept_waiting(number) - waited
         took = time.monotonic() - since - waited
         well = number not in self.hurt and self.programs.get(number) is program
