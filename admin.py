@@ -249,7 +249,7 @@ def labelled(samples: Mapping[str, float], metric: str) -> dict[str, float]:
 
 def name_of(start: int) -> str:
     """Return the name of the window that starts at `start`, as RFC 3339 has it."""
-    return datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{datetime.fromtimestamp(start, UTC).isoformat()[:19]}Z"  # a day of them takes strftime 3 ms
 
 
 class Answer(NamedTuple):
