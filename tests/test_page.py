@@ -335,6 +335,18 @@ def test_the_links_lead_to_what_is_behind_the_page(listening: Operators) -> None
         assert {listening.ask(link).status for link in links} == {200}
 
 
+def test_the_page_of_an_instance_that_never_reached_redis() -> None:
+    flags = "--redis-url", f"redis://127.0.0.1:{servers.free_port()}"
+    with watched(*flags) as (program, operators), browser.Page(url_of(operators)) as page:
+        page.wait_for("document.querySelector('#about').innerText === 'No window is known yet'")
+        assert page.text("#status") == "Not ready"
+        assert "last that were known" not in page.text("#notes")
+        with support.Client(program.address) as client:
+            assert client.ask(support.accept(1)).status == 503
+        page.wait_for("document.querySelector('#failed').innerText.endsWith('1 in all: store away 1')")
+        assert page.complaints == []
+
+
 CONTRAST = """(() => {
   const light = text => { const [r, g, b] = text.match(/[0-9.]+/g).slice(0, 3).map(n => n / 255)
     .map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b };
