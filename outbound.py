@@ -592,6 +592,7 @@ class Client:
         since, task = self._names.get(host, (-math.inf, None))
         if task is None or since < self.loop.time() - LOOKUP_TIME:
             task = self.spawn(self._resolve(host))
+            task.add_done_callback(_known)
             self._names[host] = self.loop.time(), task
         return await asyncio.shield(task)  # others may wait for it too
 
@@ -601,6 +602,12 @@ class Client:
                 return await self.loop.run_in_executor(self._resolvers, resolve, host)
             except RuntimeError:
                 raise OSError("no thread to look the name up") from None
+
+
+def _known(look_up: asyncio.Task[Any]) -> None:
+    """Take note of how a look-up ended: if nobody waits any more, asyncio would log its error with a traceback."""
+    if not look_up.cancelled():
+        look_up.exception()
 
 
 def resolve(host: str) -> list[Address]:

@@ -80,7 +80,7 @@ def test_closed_ipv6_addresses(text: str) -> None:
 def test_open_ipv6_addresses(text: str) -> None:
     address = IPv6Address(text)
     assert Guard().allows(address)
-    inner = address.ipv4_mapped or address
+    inner = address.ipv4_mapped or address.sixtofour or address
     assert inner.is_global
 
 
@@ -100,7 +100,7 @@ def test_ipv4_is_judged_as_python_does(number: int) -> None:
 def test_ipv6_is_judged_no_milder_than_python_does(number: int) -> None:
     address = IPv6Address(number)
     if Guard().allows(address):
-        assert (address.ipv4_mapped or address).is_global
+        assert (address.ipv4_mapped or address.sixtofour or address).is_global
         assert not address.is_multicast
 
 

@@ -1,6 +1,7 @@
 """Names of hosts: looked up apart from the loop, and every address judged before it is connected to."""
 
 import asyncio
+import gc
 import threading
 from ipaddress import ip_network
 
@@ -105,6 +106,20 @@ def test_a_look_up_that_takes_too_long_is_an_error(net: Net, names: Names, monke
     results = net.ask(*[parse(b"http://lost.test/")] * 3)
     assert {str(result) for result in results} == {"no connection in time"}
     net.until(lambda: net.plain.connections == 0)
+
+
+def test_a_look_up_that_takes_too_long_leaves_no_traceback(
+    net: Net, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it any more when it fails; asyncio tells of such a failure when the task is forgotten."""
+    monkeypatch.setattr(outbound, "CONNECT_TIME", SHORT)
+    monkeypatch.setattr(outbound, "LOOKUP_TIME", -1.0)  # the second look-up takes the place of the first
+    names.gates["lost.test"] = threading.Event()
+    for _ in range(3):
+        assert net.error(parse(b"http://lost.test/")) == "no connection in time"
+    gc.collect()
+    net.spin()
+    assert net.errors == []
 
 
 def test_a_look_up_that_one_gives_up_is_an_error_for_others_too(
