@@ -7,6 +7,7 @@ machine's too, so `slack` seconds may be added to both. What did not hold is in 
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -106,15 +107,24 @@ class Steady(fleet.Fleet):
         return answers
 
     def kept_waiting(self, number: int) -> float:
-        """Return for how many seconds an instance has had something to do and no processor, by Linux's account."""
+        """Return for how many seconds an instance, or whom it waits for, had something to do and no processor.
+
+        That is Linux's account. With several processes it is more than that of those which were asked.
+        """
+        pids = [os.getpid(), *self.servers()]
         total = 0
-        if program := self.programs.get(number):
-            with contextlib.suppress(OSError):
-                children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
-                for pid in children or [str(program.pid)]:
-                    _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-                    total += int(waited)
+        with contextlib.suppress(OSError):
+            if program := self.programs.get(number):
+                children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text()
+                pids += map(int, children.split() or [str(program.pid)])
+            for pid in pids:
+                _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+                total += int(waited)
         return total / 1e9
+
+    def servers(self) -> list[int]:
+        """Return the processes that an instance waits for."""
+        return [self.server.process.pid] if self.server.process else []
 
     async def back(self) -> None:
         """Wait until every instance says ok; they have BACK seconds from the end of the last fault."""
