@@ -86,6 +86,15 @@ METRICS: Final = {
     "verve_waiting_callbacks": ("gauge", "Callbacks that wait or are under way."),
     "verve_webhook_deliveries_total": ("counter", "Attempts of this instance to deliver a report, by outcome."),
     "verve_store_up": ("gauge", "1 if every worker at work can store ids, 0 if one can't."),
+    "verve_store_nodes": (
+        "gauge",
+        "Servers that keep ids, by whether they are in reach; the worker that sees most.",
+    ),
+    "verve_store_parts_away": (
+        "gauge",
+        "Parts of all ids, 64 in a cluster and 1 elsewhere, that can't be stored now; of the worker that sees most.",
+    ),
+    "verve_windows_waiting": ("gauge", "Windows that are over and could not be closed yet."),
     "verve_workers": ("gauge", "Workers that are alive and at work."),
     "process_cpu_seconds_total": ("counter", "User and system time of the workers in seconds."),
     "process_resident_memory_bytes": (
@@ -107,11 +116,17 @@ STATE: Final = (  # those that the page shows as they are
     *("verve_connections", "verve_connections_limit", "verve_waiting_requests", "verve_waiting_callbacks"),
     *("verve_ids_held", "verve_ids_limit", "process_resident_memory_bytes"),
 )
+ALIKE: Final = ("verve_store_nodes", "verve_store_parts_away", "verve_windows_waiting")  # of the fleet, not of a worker
 GAUGES: Final = {name for name, (kind, _) in METRICS.items() if kind == "gauge"}
 
 _line = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (/[!-~]*) HTTP/1\.([01])\r\n").match  # RFC 9112, 3
 _fields = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*\r\n").fullmatch
 _hosts = re.compile(rb"^host:[ \t]*[!-~]+[ \t]*\r$", re.IGNORECASE | re.MULTILINE).findall
+
+
+def is_gauge(name: str) -> bool:
+    """Return whether a number, named with its labels, is one that goes up and down."""
+    return name.partition("{")[0] in GAUGES
 
 
 class Board:
@@ -173,7 +188,7 @@ class Row:
         """Write the numbers as they are now; return their names."""
         samples = self._samples()
         for at, (name, value) in enumerate(samples.items(), 1):
-            self._cells[at] = value if name in GAUGES else self._before[at] + value
+            self._cells[at] = value if is_gauge(name) else self._before[at] + value
         self._cells[0] = time.monotonic()
         return [*samples]
 
@@ -188,7 +203,9 @@ class Row:
         total = dict.fromkeys(names, 0.0)
         for number, row in enumerate(rows):
             for at, name in enumerate(names, 1):
-                if number not in missing or name not in GAUGES:
+                if name.startswith(ALIKE):
+                    total[name] = max(total[name], row[at] if number not in missing else 0.0)
+                elif number not in missing or not is_gauge(name):
                     total[name] += row[at]
         present = len(rows) - len(missing)
         total["verve_store_up"] = float(total["verve_store_up"] == present)  # who is missing says nothing of the store

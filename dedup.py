@@ -27,7 +27,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 # What became of an id.
 NEW: Final = 0  # stored, for the first time in its window
@@ -53,7 +53,7 @@ SIZES = (1, 4, 16, 64, 256, 1024, 4096)
 
 Done = Callable[[int], None]  # takes what became of an id, once
 Tell = Callable[[Sequence[Any], int], None]  # takes many such, and what became of all their ids
-Counted = Callable[[int, int], None]  # takes the start of a window and the fleet's count in it
+Counted = Callable[[int, int], None]  # takes the start of a window and the fleet's count in it, -1 if it can't be told
 
 
 def tell_each(dones: Sequence[Done], outcome: int) -> None:
@@ -133,6 +133,15 @@ class Ids:
                 return
 
 
+class Servers(NamedTuple):
+    """How the servers of a store are."""
+
+    up: int = 0
+    down: int = 0
+    parts_away: int = 0  # of all ids, those parts that can't be stored just now
+    windows_waiting: int = 0  # that are over and could not be closed yet
+
+
 class Store(ABC):
     """What counts ids, wherever it keeps them."""
 
@@ -173,6 +182,11 @@ class Store(ABC):
     def unavailable(self) -> str:
         """Why ids can't be stored, in words; "" if they can."""
         return ""
+
+    @property
+    def servers(self) -> Servers:
+        """How the servers that keep the ids are, as this process sees them."""
+        return Servers()
 
     @property
     def warnings(self) -> list[str]:

@@ -293,7 +293,10 @@ class Callbacks:
         return client.pending >= MAX_CALLBACKS or client.waiting(url) >= MAX_ORIGIN
 
     def send(self, url: outbound.Url, window: int, count: int) -> None:
-        """Send a count."""
+        """Send a count; -1 is none."""
+        if count < 0:
+            self._done(url, "dropped", "the count is not known: a part of the ids is away")
+            return
         if url.origin in self._failing and self._left_alone(url):
             self._done(url, "dropped", "left alone for a while, since it keeps failing")
             return

@@ -132,7 +132,9 @@ def admin_address(text: str) -> tuple[str, int] | None:
 
 
 def redis(text: str) -> str:
-    expected = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], the same with rediss://, or unix:///PATH"
+    expected = (
+        "redis://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DATABASE], the same with rediss://, or unix:///PATH"
+    )
     match = URL.fullmatch(no_fragment(text))
     if match is None:
         raise ValueError(expected)
@@ -153,7 +155,8 @@ def redis(text: str) -> str:
             host_port(host, "sentinels as HOST[:PORT] with commas between")
         databases += [primary[2]] if primary[2] else []
     elif scheme in ("redis", "rediss"):
-        host_port(server, expected + " (/ in a password is written %2F)")
+        for host in server.split(","):
+            host_port(host, expected + " (/ in a password is written %2F)")
         databases += [path[1:]] if len(path) > 1 else []
     elif scheme != "unix" or server or len(path) < 2:
         raise ValueError(expected)
@@ -270,6 +273,8 @@ RULES = (
     "variable counts as unset; an empty flag (--report-url '') means none, where there can be none.",
     "Secrets are better kept out of the command line, which every user of the machine can read: VERVE_REDIS_URL_FILE, "
     "VERVE_SENTINEL_PASSWORD_FILE, VERVE_REPORT_URL_FILE and VERVE_REPORT_SECRET_FILE name files that hold them.",
+    "redis:// and rediss:// may name several addresses with commas between, redis://HOST:PORT,HOST:PORT: they are "
+    "tried in turn. Of a cluster, which is found out from the server, some nodes are enough; it has no /DATABASE.",
     "With rediss://, what TLS needs stands behind a ? with & between: ssl_ca_certs=PATH (the authorities to trust, "
     "in place of the system's), ssl_certfile=PATH and ssl_keyfile=PATH (a certificate of this client and its key), "
     "ssl_check_hostname=false (take a certificate for another name).",

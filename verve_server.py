@@ -356,6 +356,7 @@ def samples(parts: Parts) -> dict[str, float]:
     answered = server.answered()
     at_once = sum(answered.values()) - sum(store.meters.waits.counts)
     deliveries = parts.webhook.outcomes if parts.webhook else {}
+    servers = store.servers
     return {
         **{f'verve_requests_total{{status="{status}"}}': count for status, count in answered.items()},
         **{
@@ -382,6 +383,10 @@ def samples(parts: Parts) -> dict[str, float]:
             for outcome in ("delivered", "failed")
         },
         "verve_store_up": not store.unavailable,
+        'verve_store_nodes{state="up"}': servers.up,
+        'verve_store_nodes{state="down"}': servers.down,
+        "verve_store_parts_away": servers.parts_away,
+        "verve_windows_waiting": servers.windows_waiting,
         **admin.of_process(),
     }
 
@@ -488,10 +493,13 @@ def run(config: settings.Settings, shared: Shared, worker: workers.Worker) -> in
         return workers.UNUSABLE
 
 
-async def prepare(config: settings.Settings, socks: list[socket.socket], operators: socket.socket | None) -> bool:
+async def prepare(
+    config: settings.Settings, shared: Shared, socks: list[socket.socket], operators: socket.socket | None
+) -> bool:
     """Before there are workers: wait for the store, see that it is of use, open the port; return whether it answered.
 
-    Raises workers.Unusable if no worker could work.
+    The first worker tells the windows from this one's open one on: it may take a while to come so far. Raises
+    workers.Unusable if no worker could work.
     """
     try:
         store = open_store(config)
@@ -499,6 +507,7 @@ async def prepare(config: settings.Settings, socks: list[socket.socket], operato
         if answered:
             for start, count in await store.roll():  # windows that were left open: this has closed them
                 reporter.log_count(start, count)
+        shared.untold[0] = store.window
         await store.stop(STORE_WAIT)
     except dedup.StoreError as error:
         raise workers.Unusable(str(error)) from None
@@ -578,10 +587,11 @@ def main() -> int:
         if unknown := settings.unknown_variables():
             log.warning("%s", unknown)
         config = fit_to_files(config)
-        work = partial(run, config, Shared(admin.Board(config.workers), workers.shared(1)))
+        shared = Shared(admin.Board(config.workers), workers.shared(1))
+        work = partial(run, config, shared)
         if config.workers == 1:
             return work(workers.Worker(socks[0], operators, manager=settings.manager()))
-        first = partial(prepare, config, socks, operators)
+        first = partial(prepare, config, shared, socks, operators)
         parent = workers.Parent(
             socks,
             operators,

@@ -23,9 +23,15 @@ the acknowledged ids are in the memory of the processes that stored them, and no
 - Which window was reported last is a key of its own (REPORTED), and no window up to it is ever reported again.
 - At a window's end, ROLL compares the set with what its caller holds, so a set that was deleted is noticed, too.
 
+One Redis is one core and one memory. In a cluster, which is found out from the server, the ids are in PARTS instead,
+fixed shares by the id's value that lie on all its primaries, and a window's end takes three steps (`closing`). What is
+said above of a server and its mark then holds of each part by itself.
+
 The rooms: `wire` is one connection, `batches` what waits and is under way on it, `replay` what is stored again, `node`
-keeps a connection to one server, `topology` says which, `held` is what this process stored, `windows` what the fleet
-agrees on, `outbox` the stream as the webhook reads it, and `scripts` the Lua and the names of the keys.
+keeps a connection to one server, `alone` is the only one that there is, `member` one of a cluster, `cluster` says which
+part is where, `topology` how a server is reached, `parts` what is known of each part, `held` is what this process
+stored, `windows` what the fleet agrees on, `closing` the same in a cluster, `outbox` the stream as the webhook reads
+it, and `scripts` the Lua and the names of the keys.
 """
 
 import asyncio
@@ -37,11 +43,14 @@ from typing import Any
 
 import redis
 
-from dedup import DOWN, DUPLICATE, SHARDS, Counted, Done, Store, StoreError, Tell, tell_each
-from redis_store.advice import code_of
+from dedup import DOWN, DUPLICATE, SHARDS, Counted, Done, Servers, Store, StoreError, Tell, tell_each
+from redis_store.alone import Alone
+from redis_store.batches import Counting
+from redis_store.cluster import Cluster
 from redis_store.held import Held
-from redis_store.node import Node, eviction_warning
+from redis_store.node import FoundClusterError
 from redis_store.outbox import StreamOutbox
+from redis_store.parts import PARTS, Part, part_of
 from redis_store.scripts import Command, Keys
 from redis_store.topology import Topology, place
 from redis_store.windows import Windows, read, start_of
@@ -76,22 +85,54 @@ class RedisStore(Store):
         super().__init__(seconds, max_ids)
         self.place = place(url)
         self.keys = Keys(prefix, seconds)
-        self._tell: Tell = tell_each
-        self._held = Held(max_ids)
+        self._resume = resume
+        self._clock = clock
         self._topology = Topology(url, sentinel_password)
-        self._node = Node(self._topology, self.keys, self._held, request_timeout, lambda: self._tell, self.meters)
-        self._windows = Windows(self._node, self.keys, self._held, resume, clock)
-        self.news = self._windows.news
-        self._task = self._node.start(self._windows)
-        self._following = asyncio.create_task(self._topology.follow(lambda: self._node.address, self._node.give_up))
+        self._ready = asyncio.Event()  # set while ids are taken, all of them
+        self._parts = [Part(0, self.keys)]
+        self._held = Held(max_ids)
+        self._counting = Counting(self._parts, self._held, self.meters, request_timeout)
+        alone = Alone(self._topology, self.keys, self._counting, self._ready)
+        self._servers: Alone | Cluster = alone
+        self._windows = Windows(alone, self.keys, self._held, resume, clock)
+        alone.home = self._windows
+        self._task = asyncio.create_task(self._serve(alone))
+        self._following = asyncio.create_task(self._topology.follow(lambda: alone.address, alone.give_up))
+
+    async def _serve(self, alone: Alone) -> None:
+        """Keep the links, until stopped. Raises StoreError."""
+        try:
+            await alone.start()
+        except FoundClusterError:
+            try:
+                seeds = self._topology.seeds()
+            except ValueError as error:
+                raise StoreError(str(error)) from None
+            self.keys = Keys(self.keys.prefix, self.seconds, PARTS)
+            self._parts = [Part(number, keys) for number, keys in enumerate(self.keys.parts(PARTS))]
+            self._held = Held(self.max_ids, PARTS)
+            self._counting = Counting(self._parts, self._held, self.meters, self._counting.timeout, self._counting.tell)
+            cluster = Cluster(seeds, self.keys, self._counting, self._ready, self._resume, self._clock)
+            self._servers, self._windows = cluster, cluster.windows
+            cluster.told_away = bool(alone.why)
+            await cluster.failed
 
     def add(self, number: int, done: Done, counted: Counted | None = None) -> int | None:
-        batches = self._node.batches
-        if batches is None:
-            return DOWN
+        parts = self._parts
+        if len(parts) == 1:
+            batches = parts[0].batches
+            if batches is None:
+                return DOWN
+        else:
+            batches = parts[part_of(number)].batches
         if number in self._held.ids.shards[number % SHARDS]:
             return DUPLICATE
-        return batches.add(number, done, counted)
+        return DOWN if batches is None else batches.add(number, done, counted)
+
+    @property
+    def news(self) -> asyncio.Event:
+        """Set when there are new reports in the stream."""
+        return self._windows.news
 
     @property
     def window(self) -> int:
@@ -107,26 +148,21 @@ class RedisStore(Store):
 
     @property
     def queued(self) -> int:
-        waiting = self._node.batches.queued if self._node.batches is not None else 0
-        return waiting + self._held.flying
-
-    @property
-    def up(self) -> bool:
-        """Whether the link stands, and ids are taken."""
-        return self._node.batches is not None
+        waiting = {id(part.batches): part.batches.queued for part in self._parts if part.batches is not None}
+        return sum(waiting.values()) + self._held.flying
 
     @property
     def unavailable(self) -> str:
-        if not self.up:
-            return f"Redis is away: {self._node.why or 'not reached yet'}"
-        refused = self._node.refusals.why
-        return f"Redis refuses ids: {refused}" if refused else ""
+        return self._servers.unavailable
+
+    @property
+    def servers(self) -> Servers:
+        return self._servers.state(self._windows.waiting)
 
     @property
     def warnings(self) -> list[str]:
         found = [self._windows.barred] if self._windows.barred else []
-        if self._node.evicting:
-            found.append(eviction_warning(self._node.evicting))
+        found += self._servers.warnings
         if self._held.missing_count:
             found.append(
                 f"Redis has no room for ids that it lost, and that were answered ok: {self._held.missing_count}"
@@ -140,27 +176,22 @@ class RedisStore(Store):
 
     async def recent(self, most: int) -> list[tuple[int, int, int]] | None:
         window = self.window
-        newest = ("XREVRANGE", self.keys.stream, "+", "-", "COUNT", str(most))
         try:
-            entries, count = await self.query(newest, ("SCARD", self.keys.ids(window)))
-            good([entries])
-            if isinstance(count, redis.ResponseError) and code_of(count) != "WRONGTYPE":
-                raise count
-        except redis.RedisError:
+            (entries,) = good(await self.query(("XREVRANGE", self.keys.stream, "+", "-", "COUNT", str(most))))
+            count = await self._servers.size(window)
+        except (redis.RedisError, TimeoutError, OSError):
             return None
         reports = [report for _, fields in entries if (report := read(fields))]  # else it is not one of ours
         closed = [(start_of(name), length, number) for name, length, number, _ in reports]
-        if isinstance(count, redis.ResponseError) or (closed and closed[0][0] >= window):
+        if count < 0 or (closed and closed[0][0] >= window):
             window += self.seconds  # another instance closed it a moment ago
             count = 0
         return [(window, self.seconds, count), *closed][:most]
 
     async def query(self, *commands: Command) -> list[Any]:
         """Send commands that count nothing; return their replies, errors among them. Raises RedisError if away."""
-        if not self.up:
-            raise redis.ConnectionError(self._node.why)
         try:
-            return await self._node.ask(commands)
+            return await self._servers.ask(commands)
         except TimeoutError as error:
             raise redis.ConnectionError("Redis did not answer in time") from error
 
@@ -173,7 +204,7 @@ class RedisStore(Store):
         """Close what is over, here at once and in Redis when the link stands; return what is reported and not told."""
         if self.window:
             self._windows.turn()
-        if self.up:
+        if self._servers.reachable:
             with contextlib.suppress(
                 redis.RedisError, OSError, StoreError
             ):  # the node has given the link up, and logs it
@@ -182,13 +213,13 @@ class RedisStore(Store):
         return reports
 
     async def start(self, timeout: float, tell: Tell = tell_each) -> bool:
-        self._tell = tell
-        ready = asyncio.create_task(self._node.ready.wait())
+        self._counting.tell = tell
+        ready = asyncio.create_task(self._ready.wait())
         await asyncio.wait([ready, self._task], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         if self._task.done():
             self._task.result()
-        return self._node.ready.is_set()
+        return self._ready.is_set()
 
     async def failure(self) -> None:
         await asyncio.wait([self._task])
@@ -198,11 +229,13 @@ class RedisStore(Store):
         confirmed = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                confirmed = await self._node.confirm(self._windows)
-        lost = self._held.total if self._node.lost else 0
+                confirmed = await self._servers.confirm()
+        lost = self._held.total if self._servers.lost else 0
         if not confirmed and not lost:
             log.warning("stopped without Redis; ids that were answered ok and are in its care: %d", self._held.total)
         self._following.cancel()
-        await self._node.stop()
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        await self._servers.stop()
         self._topology.close()
         return lost

@@ -19,7 +19,16 @@ ADVICE = {  # by a regular expression that is found in the error's words
     "^NOPERM ": "the Redis user may not do this: see docs/operations.md for what it needs",
     "^WRONGTYPE ": "keys of this prefix are used for something else: choose another --key-prefix",
     "^ERR DB index is out of range": "Redis has no database of this number: name a smaller one in --redis-url",
-    "^it is a node of a cluster": "clusters are not supported yet: let --redis-url name a Redis that is not in one",
+    "^CLUSTERDOWN ": "the cluster takes no ids of these parts: see CLUSTER INFO of its nodes; with "
+    "cluster-require-full-coverage no, ids of slots that are not away are taken",
+    "^it is a node of a cluster now": "this Redis is a node of a cluster now: restart Verve to count over all nodes",
+    "^it is in no cluster": "a Redis that is in no cluster has the address of a node: let the node announce another "
+    "(cluster-announce-ip or cluster-announce-port), or move that Redis",
+    "^slots .* on no node": "the cluster is not complete: give each slot to a node (redis-cli --cluster fix)",
+    "^a node .* announces no": "a node of the cluster tells nobody where it is: set its cluster-announce-hostname, "
+    "or its cluster-preferred-endpoint-type to ip",
+    "^announced as ": "a node can't be reached at the address that it announces: if it runs, set its "
+    "cluster-announce-ip or cluster-announce-hostname to one that leads there from here, or open the network",
     "^it is a sentinel": "this is a sentinel: write redis+sentinel://HOST:PORT/NAME in --redis-url",
     "^no sentinel .*: NOAUTH": "the sentinels ask for a password: give that of their user default as "
     "--sentinel-password; no other user can be given",
@@ -41,7 +50,7 @@ ADVICE = {  # by a regular expression that is found in the error's words
     "certificate has expired|certificate is not yet valid": "Redis's certificate is not valid now: renew it, or set "
     "the clock",
     "mismatch, certificate is not valid for": "Redis's certificate is for another name: write one that it has in "
-    "--redis-url, or add ssl_check_hostname=false",
+    "--redis-url (a node of a cluster must announce it: cluster-announce-hostname), or add ssl_check_hostname=false",
     "CERTIFICATE_VERIFY_FAILED": "Redis's certificate is signed by an authority that is not trusted: name the "
     "authority's file in --redis-url as ssl_ca_certs",
     "alert (certificate required|handshake failure)": "Redis asks for a client's certificate: name its files in "

@@ -17,22 +17,30 @@ a window. It may meet the end of that window on its way:
   All that do so wait until the windows have been rolled, once for them all, and go to the window that is open then.
 - An error that Redis answers with means that nothing was stored: the ids are refused. When the connection is lost, all
   that is under way may be stored or not: it is told LOST and never sent again.
+
+In a cluster the ids of a trip are in several parts, and there is a batch for each: all go together, and each meets its
+own fate. An error that says "not here, or not now" (NOT_EXECUTED) is no refusal: the batch goes to wherever its part is
+AGAIN seconds later, until its deadline.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter, thread_time
 from typing import Any, Protocol
 
 import redis
 
-from dedup import BUSY, LOST, REFUSED, STORED, Counted, Done, Meters, Tell
+from dedup import BUSY, DOWN, LOST, REFUSED, STORED, Counted, Done, Meters, Tell, tell_each
 from redis_store.advice import LINK_ERRORS, advice_in, advise, code_of
 from redis_store.held import Held
-from redis_store.scripts import COUNT, OPENING, Keys, opened
-from redis_store.wire import Outcome, Wire, pack, pack_numbers
+from redis_store.parts import Part, Shares, part_of, split
+from redis_store.scripts import COUNT, opened
+from redis_store.wire import Outcome, Wire, pack, pack_few, pack_numbers, packed_words
 
 MAX_WAITING = 50_000  # ids that may wait in one process, and as many to be counted one by one: half a second's worth
 MAX_BATCH = 3_125  # ids in one trip: some 1.6 ms of Redis's time
@@ -41,6 +49,8 @@ MAX_TRIPS = 16  # batches under way at a time
 WORTH = 160e-6  # seconds of idleness that another batch under way is worth: its CPU costs 40 us here, 20 us in Redis
 MIN_WAIT = 0.001  # seconds that uvloop's timers wait at least
 HUSH = 1.0  # seconds that a change has to last before the log tells of it
+AGAIN = 0.05  # seconds until a batch is sent again that a node of a cluster did not carry out
+NOT_EXECUTED = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")  # kinds of errors (Redis Cluster Specification)
 REFUSING = 5.0  # seconds after a refusal in which the store is said to take no ids; only an id can tell that it does
 
 log = logging.getLogger("verve.store")
@@ -50,10 +60,30 @@ class Windows(Protocol):
     """What has to be known of windows here."""
 
     def turn(self) -> int:
-        """Open the window of now in this process if it is newer than the open one; return the open one's start."""
+        """Open the window of now in this process if it is newer than the open one; return the open one's start.
+
+        0 if the window of now is not open for the fleet yet.
+        """
+
+    def met_closed(self, window: int) -> None:
+        """Note that somebody has closed a window, or a part of it."""
 
     async def roll(self, deadline: float) -> None:
-        """Close what is over, by `deadline` (loop time)."""
+        """Close what is over, open the window of now; by `deadline` (loop time)."""
+
+
+@dataclass
+class Counting:
+    """What all links of a store share."""
+
+    parts: Sequence[Part]  # all that there are
+    held: Held
+    meters: Meters
+    timeout: float  # seconds that an id may wait
+    tell: Tell = tell_each  # tells many what became of their ids
+    # Returns the ids in all parts of a window but one, or -1 if they can't be counted; None where there is one part.
+    others: Callable[[Part, int], Awaitable[int]] | None = None
+    moved: Callable[[Part, redis.ResponseError], None] | None = None  # is told of errors that say a part is elsewhere
 
 
 class Refusals:
@@ -86,9 +116,9 @@ class Refusals:
 
 
 class Batch:
-    """Ids that are stored together, all or none, and whom to tell."""
+    """Ids that are sent together, and whom to tell. In each part all of them are stored, or none."""
 
-    __slots__ = ("came", "counted", "cpu", "deadline", "dones", "numbers", "opens", "sent", "window")
+    __slots__ = ("came", "counted", "deadline", "dones", "numbers", "opens", "shares", "window")
 
     def __init__(
         self, numbers: list[int], dones: list[Done], counted: list[Counted], deadline: float, came: float
@@ -98,10 +128,57 @@ class Batch:
         self.counted = counted  # of the first of them: who wants to be told the count
         self.deadline = deadline  # loop time
         self.came = came  # perf_counter() when the first of them came
+        self.shares: Shares = []  # its ids by part
         self.window = 0  # start of the one that it was sent to last
-        self.opens = False  # it was sent along with OPEN
-        self.sent = 0.0  # perf_counter() then
-        self.cpu = 0.0  # thread_time() then
+        self.opens: list[Part] = []  # parts in which its connection had stored nothing in that window yet
+
+    def only(self, part: Part) -> "Batch":
+        """Return the batch of what it has of a part."""
+        if len(self.shares) == 1:
+            return self
+        places = [place for place, number in enumerate(self.numbers) if part_of(number) == part.number]
+        counted = [self.counted[place] for place in places if place < len(self.counted)]
+        numbers = [self.numbers[place] for place in places]
+        batch = Batch(numbers, [self.dones[place] for place in places], counted, self.deadline, self.came)
+        batch.shares = [(part, numbers)]
+        batch.window = self.window
+        batch.opens = [part] if part in self.opens else []
+        return batch
+
+    def packed(self) -> tuple[bytes, int]:
+        """Return the commands that store it, and how many they are."""
+        if self.opens or self.counted:
+            packed = [self._packed(part, numbers) for part, numbers in self.shares]
+            return b"".join(commands for commands, _ in packed), sum(count for _, count in packed)
+        adds = [(part.keys.adding(self.window), numbers) for part, numbers in self.shares]
+        return pack_numbers(*adds[0]) if len(adds) == 1 else pack_few(adds), len(adds)
+
+    def _packed(self, part: Part, numbers: list[int]) -> tuple[bytes, int]:
+        counted = len(self.only(part).counted)
+        if counted:  # in their order, which pack_numbers does not keep
+            words = ("EVAL", COUNT, "1", part.keys.ids(self.window), str(counted), *map(str, numbers[:counted]))
+            command = pack_numbers(packed_words(words), numbers[counted:])
+        else:
+            command = pack_numbers(part.keys.adding(self.window), numbers)
+        if part not in self.opens:
+            return command, 1
+        before, after = part.keys.opening(self.window)
+        around = [[pack(*each) for each in commands] for commands in (before, after)]
+        return b"".join([*around[0], command, *around[1]]), len(before) + 1 + len(after)
+
+    def replies(self, outcome: list[Any]) -> list[Any]:
+        """Return the reply to each share, of the replies to all commands."""
+        found = []
+        at = 0
+        for part, _ in self.shares:
+            if part not in self.opens:
+                found.append(outcome[at])
+                at += 1
+            else:
+                size = sum(map(len, part.keys.opening(self.window))) + 1
+                found.append(opened(outcome[at : at + size]))
+                at += size
+        return found
 
 
 class Waiting:
@@ -141,40 +218,33 @@ class Waiting:
 class Batches:
     """What waits for a node and what is under way to it, as long as one connection lasts."""
 
-    def __init__(
-        self,
-        wire: Wire,
-        keys: Keys,
-        held: Held,
-        windows: Windows,
-        tell: Tell,
-        meters: Meters,
-        refusals: Refusals,
-        timeout: float,
-    ) -> None:
-        """`timeout` is how long an id may wait, in seconds."""
+    def __init__(self, wire: Wire, counting: Counting, windows: Windows, refusals: Refusals) -> None:
         self._loop = asyncio.get_running_loop()
         self._wire = wire
-        self._keys = keys
-        self._held = held
+        self._counting = counting
+        self._held = counting.held
         self._windows = windows
-        self._tell = tell
-        self._meters = meters
+        self._meters = counting.meters
         self._refusals = refusals
-        self._timeout = timeout
+        self._timeout = counting.timeout
         self._waiting = Waiting()
         self._looking = False  # a call of `_look` is sure to come: at this turn's end, or with a reply
         self._timer: asyncio.TimerHandle | None = None  # until it is looked at though none comes
-        self._opened = 0  # the newest window whose OPEN was acknowledged on this connection
-        self._trips = 0  # batches under way
-        self._late: list[Batch] = []  # those that found their window closed
+        self._trips = 0  # those under way
+        self._late: list[Batch] = []  # those that found their window closed, or not open yet
         self._reopening: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()  # of counts
         self._pace = Pace()
 
     @property
     def queued(self) -> int:
         """Ids that wait to be sent."""
         return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether ids wait to be sent, or are under way."""
+        return bool(self._waiting or self._trips)
 
     def add(self, number: int, done: Done, counted: Counted | None) -> int | None:
         """Have an id stored in the open window; return BUSY, or None: `done` will be told."""
@@ -196,6 +266,10 @@ class Batches:
         waiting.dones.append(done)
         return None
 
+    def again(self, batch: Batch) -> None:
+        """Send a batch that another connection did not carry out."""
+        self._begin(batch)
+
     async def idle(self) -> None:
         """Return when nothing waits and nothing is under way."""
         landed = self._held.landed
@@ -207,7 +281,7 @@ class Batches:
         """Tell all who wait that the connection is lost; it is."""
         if self._waiting:
             self._meters.waits.note(perf_counter() - self._waiting.came, len(self._waiting))
-            self._tell(self._waiting.clear(), LOST)
+            self._counting.tell(self._waiting.clear(), LOST)
         if self._timer is not None:
             self._timer.cancel()
         self._held.landed.set()
@@ -224,6 +298,7 @@ class Batches:
                     self._timer = self._loop.call_later(max(wait, MIN_WAIT), self._look_again)
                 return
             batch = self._waiting.take(self._loop.time(), self._timeout)
+            batch.shares = split(batch.numbers, self._counting.parts)
             self._held.flying += len(batch.dones)
             self._begin(batch)
         self._looking = self._trips >= self._pace.most
@@ -233,63 +308,107 @@ class Batches:
         self._look()
 
     def _begin(self, batch: Batch) -> None:
-        window = batch.window = self._windows.turn()
-        key = self._keys.ids(window)
-        first = len(batch.counted)
-        if first:  # in their order, which pack_numbers does not keep
-            words = ("EVAL", COUNT, "1", key, str(first), *map(str, batch.numbers[:first]))
-            packed = pack_numbers(words, batch.numbers[first:])
-        else:
-            packed = pack_numbers(("SADD", key), batch.numbers)
-        batch.opens = window != self._opened
-        if batch.opens:
-            before, after = self._keys.opening(window)
-            packed = b"".join([*(pack(*each) for each in before), packed, *(pack(*each) for each in after)])
+        window = self._windows.turn()
+        if not window:
+            self._reopen_for(batch)
+            return
+        batch.window = window
+        batch.opens = [part for part, _ in batch.shares if part.opened != window]
+        packed, count = batch.packed()
         self._trips += 1
-        batch.sent, batch.cpu = perf_counter(), thread_time()
-        self._pace.begun(batch.sent)
-        self._wire.send(packed, OPENING if batch.opens else 1, batch.deadline, partial(self._answered, batch))
+        sent, cpu = perf_counter(), thread_time()
+        self._pace.begun(sent)
+        self._wire.send(packed, count, batch.deadline, partial(self._answered, batch, sent, cpu))
 
-    def _answered(self, batch: Batch, outcome: Outcome) -> None:
+    def _answered(self, batch: Batch, sent: float, cpu: float, outcome: Outcome) -> None:
         """Take what came of a batch's trip."""
         self._trips -= 1
         now = perf_counter()
-        self._meters.trips.note(now - batch.sent)
+        self._meters.trips.note(now - sent)
         if isinstance(outcome, Exception):
             self._end(batch, LOST)
             return
-        self._pace.ended(now - batch.sent - (thread_time() - batch.cpu))
+        self._pace.ended(now - sent - (thread_time() - cpu))
         self._looking = bool(self._waiting)
         if self._looking:
             self._loop.call_soon(self._look)
-        reply = opened(outcome) if batch.opens else outcome[0]
-        if not isinstance(reply, redis.ResponseError):
-            self._stored(batch, reply)
-        elif code_of(reply) in LINK_ERRORS:
-            self._end(batch, LOST)
-            self._wire.abort(reply)
-        elif code_of(reply) == "WRONGTYPE":
-            self._late.append(batch)
-            if self._reopening is None:
-                self._reopening = asyncio.create_task(self._reopen())
-        else:
-            self._refuse(batch, reply)
+        replies = batch.replies(outcome) if batch.opens else outcome
+        fine = [
+            not isinstance(reply, redis.ResponseError) and part.batches is self
+            for (part, _), reply in zip(batch.shares, replies, strict=True)
+        ]
+        if all(fine):
+            self._stored(batch, replies)
+            return
+        for (part, _), reply, good in zip(batch.shares, replies, fine, strict=True):
+            share = batch.only(part)
+            if good:
+                self._stored(share, [reply])
+            elif isinstance(reply, redis.ResponseError):
+                self._failed(share, reply)
+            else:  # the part is elsewhere by now, where nobody would store these ids again
+                self._end(share, LOST)
 
-    def _stored(self, batch: Batch, reply: Any) -> None:
+    def _stored(self, batch: Batch, replies: list[Any]) -> None:
         """Tell those who wait for a batch that it is stored, and of those that are new."""
-        if batch.opens and batch.window > self._opened:
-            self._opened = batch.window
+        for part in batch.opens:
+            part.opened = max(part.opened, batch.window)
         self._refusals.note("")
-        self._held.add(batch.window, batch.numbers)
+        self._held.add(batch.window, batch.shares)
         self._end(batch, STORED)
         if not batch.counted:
-            self._meters.new += reply
+            self._meters.new += sum(replies)
             return
-        new, *each = reply
-        self._meters.new += new
-        for tell, first_time, count in zip(batch.counted, each[::2], each[1::2], strict=True):
-            if first_time:
+        for (part, _), reply in zip(batch.shares, replies, strict=True):
+            if isinstance(reply, int):
+                self._meters.new += reply
+            else:
+                self._meters.new += reply[0]
+                self._tell_counts(part, batch.only(part), reply[1:])
+
+    def _tell_counts(self, part: Part, batch: Batch, reply: list[int]) -> None:
+        """Tell those who want to know the count with their id, if it was new."""
+        counts = [(tell, n) for tell, new, n in zip(batch.counted, reply[::2], reply[1::2], strict=True) if new]
+        others = self._counting.others
+        if others is None:
+            for tell, count in counts:
                 tell(batch.window, count)
+        elif counts:
+            task = asyncio.create_task(self._add_others(others(part, batch.window), batch.window, counts))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    @staticmethod
+    async def _add_others(others: Awaitable[int], window: int, counts: list[tuple[Counted, int]]) -> None:
+        """Tell counts of ids in one part, together with what is in the others by now."""
+        more = await others
+        for tell, count in counts:
+            tell(window, count + more if more >= 0 else more)
+
+    def _failed(self, batch: Batch, error: redis.ResponseError) -> None:
+        """See to a batch of one part that was not stored."""
+        kind = code_of(error)
+        if kind in LINK_ERRORS:
+            self._end(batch, LOST)
+            self._wire.abort(error)
+        elif kind == "WRONGTYPE":
+            self._windows.met_closed(batch.window)
+            self._reopen_for(batch)
+        elif kind in NOT_EXECUTED and self._counting.moved is not None:
+            ((part, _),) = batch.shares
+            self._counting.moved(part, error)
+            self._loop.call_later(AGAIN, self._begin_again, part, batch)
+        else:
+            self._refuse(batch, error)
+
+    def _begin_again(self, part: Part, batch: Batch) -> None:
+        """Send a batch that was not carried out to where its part is now."""
+        if self._loop.time() >= batch.deadline:
+            self._end(batch, DOWN)
+        elif part.batches is None:
+            self._loop.call_later(AGAIN, self._begin_again, part, batch)
+        else:
+            part.batches.again(batch)
 
     def _refuse(self, batch: Batch, error: redis.ResponseError) -> None:
         self._refusals.note(advise(error))
@@ -302,21 +421,25 @@ class Batches:
         self._meters.waits.note(perf_counter() - batch.came, len(batch.dones))
         if not self._held.flying:
             self._held.landed.set()
-        self._tell(batch.dones, outcome)
+        self._counting.tell(batch.dones, outcome)
+
+    def _reopen_for(self, batch: Batch) -> None:
+        """Have a batch stored in the window that is open now, once it is."""
+        self._late.append(batch)
+        if self._reopening is None:
+            self._reopening = asyncio.create_task(self._reopen())
 
     async def _reopen(self) -> None:
-        """Store the batches that found their window closed in the one that is open now."""
         while self._late:
             late, self._late = self._late, []
-            try:
+            window = 0
+            with contextlib.suppress(Exception):  # who rolls sees to the link
                 await self._windows.roll(min(batch.deadline for batch in late))
-            except Exception as error:
-                for batch in late:
-                    self._end(batch, LOST)
-                self._wire.abort(error)
-                continue
+                window = self._windows.turn()
             for batch in late:
-                if self._windows.turn() != batch.window:
+                if not window:
+                    self._end(batch, LOST)
+                elif window != batch.window:
                     self._begin(batch)
                 else:
                     self._refuse(batch, redis.ResponseError("WRONGTYPE a key of this window is no set"))

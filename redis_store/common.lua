@@ -1,5 +1,5 @@
--- What the scripts at home share: home is the server that has the eight keys below, today the only one. Each of them
--- begins with this text.
+-- What the scripts at home share: home is the server that has the eight keys below, the only one outside a cluster.
+-- Each of them begins with this text.
 --
 -- KEYS 1 to 8 are the same for all of them:
 --   INDEX     sorted set of windows that are not closed: "NAME SECONDS" by start
@@ -61,12 +61,4 @@ local function agree_on_patience(mine)
     return mine
   end
   return agreed
-end
-
--- Note that data may have been lost on the server `run_id`; return the new mark.
-local function begin_to_settle(run_id, patience)
-  local mark = run_id .. string.format(' %.6f', now)
-  redis.call('SET', MARK, mark, 'EX', KEEP)
-  redis.call('SET', SETTLING, string.format('%.6f', now + patience), 'EX', KEEP)
-  return mark
 end

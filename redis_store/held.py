@@ -11,30 +11,61 @@ reported before, the log says how many ids the count lacks.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from dedup import Ids
+from redis_store.parts import Shares
+
+
+class Kept:
+    """The ids that this process stored in one window."""
+
+    def __init__(self, parts: int) -> None:
+        self.ids = Ids()
+        self.counts = [0] * parts  # how many of them are in each part
+        self.count = 0  # in all
+
+    def add(self, shares: Shares) -> None:
+        """Add ids, by part."""
+        for part, numbers in shares:
+            new = self.ids.add(numbers)
+            self.count += new
+            self.counts[part.number] += new
+
+    def remove(self, part: int, numbers: list[int]) -> None:
+        gone = self.ids.remove(numbers)
+        self.count -= gone
+        self.counts[part] -= gone
 
 
 class Held:
     """The ids that this process stored, by window."""
 
-    def __init__(self, max_ids: int) -> None:
+    def __init__(self, max_ids: int, parts: int = 1) -> None:
         """`max_ids` bounds the ids of the open window, and of all past ones together; of these one is always kept."""
         self.max_ids = max_ids
         self.window = 0  # start of the open window, Unix seconds; 0 until Redis has told its time
-        self.ids = Ids()  # of the open window
-        self.count = 0  # how many these are
         self.flying = 0  # ids on their way to Redis
         self.landed = asyncio.Event()  # set when there are none, or the connection is lost
-        self.past: dict[int, tuple[Ids, int]] = {}  # windows that are over here and not reported: ids, how many
-        self.missing: dict[int, list[int]] = {}  # by window: acknowledged ids that Redis lost and has no room for
+        self.past: dict[int, Kept] = {}  # windows that are over here and not reported
+        self.missing: dict[
+            tuple[int, int], list[int]
+        ] = {}  # acknowledged ids without room in Redis, by window and part
+        self._parts = parts
+        self._open = Kept(parts)
+        self.ids = self._open.ids  # of the open window
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def count(self) -> int:
+        """How many ids of the open window there are."""
+        return self._open.count
 
     @property
     def total(self) -> int:
         """Ids of all windows that are not reported, missing ones among them."""
-        return self.count + sum(count for _, count in self.past.values()) + self.missing_count
+        return self.count + sum(kept.count for kept in self.past.values()) + self.missing_count
 
     @property
     def missing_count(self) -> int:
@@ -44,47 +75,48 @@ class Held:
     def open(self, start: int) -> None:
         """Open a newer window."""
         if self.count or self.flying:  # what is on its way may still be stored in the one before
-            self.past[self.window] = self.ids, self.count
-        self.window, self.count, self.ids = start, 0, Ids()
-        while len(self.past) > 1 and sum(count for _, count in self.past.values()) > self.max_ids:
+            self.past[self.window] = self._open
+        self.window, self._open = start, Kept(self._parts)
+        self.ids = self._open.ids
+        while len(self.past) > 1 and sum(kept.count for kept in self.past.values()) > self.max_ids:
             self._drop(min(self.past))
 
-    def add(self, window: int, numbers: list[int]) -> None:
+    def add(self, window: int, shares: Shares) -> None:
         """Note that ids are stored in a window."""
-        if window == self.window:
-            if self.count < self.max_ids:
-                self.count += self.ids.add(numbers)
-        elif window in self.past:
-            ids, count = self.past[window]
-            self.past[window] = ids, count + ids.add(numbers)
+        kept = self._kept(window)
+        if kept is not None and (kept is not self._open or kept.count < self.max_ids):
+            kept.add(shares)
 
-    def lose(self, window: int, numbers: list[int]) -> None:
-        """Note that ids of a window are not in Redis any more, and can't be brought back yet."""
+    def lose(self, window: int, part: int, numbers: list[int]) -> None:
+        """Note that ids of a part are not in Redis any more, and can't be brought back yet."""
         if not numbers:
             return
-        if window == self.window:
-            self.count -= self.ids.remove(numbers)
-        elif window in self.past:
-            ids, count = self.past[window]
-            self.past[window] = ids, count - ids.remove(numbers)
-        self.missing.setdefault(window, []).extend(numbers)
+        kept = self._kept(window)
+        if kept is not None:
+            kept.remove(part, numbers)
+        self.missing.setdefault((window, part), []).extend(numbers)
 
-    def of(self, window: int) -> int:
-        """Return how many ids are held of a window."""
-        return self.count if window == self.window else self.past.get(window, (None, 0))[1]
+    def of(self, window: int, part: int = 0) -> int:
+        """Return how many ids of a part are held of a window."""
+        kept = self._kept(window)
+        return kept.counts[part] if kept is not None else 0
 
     def windows(self) -> Iterator[tuple[int, Ids]]:
         """Return the windows that are not reported, and the ids held of them, oldest first."""
-        yield from [(window, ids) for window, (ids, _) in sorted(self.past.items())]
+        yield from [(window, kept.ids) for window, kept in sorted(self.past.items())]
         yield self.window, self.ids
 
     def forget(self, until: int) -> Iterable[tuple[int, int]]:
         """Free what is held of windows before `until`; return them with the numbers of ids that were missing."""
         for window in [window for window in self.past if window < until]:
             self._drop(window)
-        over = [window for window in self.missing if window < until]
-        return [(window, len(self.missing.pop(window))) for window in over]
+        lacking: Counter[int] = Counter()
+        for window, part in [key for key in self.missing if key[0] < until]:
+            lacking[window] += len(self.missing.pop((window, part)))
+        return lacking.items()
+
+    def _kept(self, window: int) -> Kept | None:
+        return self._open if window == self.window else self.past.get(window)
 
     def _drop(self, window: int) -> None:
-        ids, _ = self.past.pop(window)
-        ids.free(self._loop)
+        self.past.pop(window).ids.free(self._loop)

@@ -1,38 +1,29 @@
-"""One primary of Redis: the connection to it, made again whenever it is lost, and what has to come first on each.
+"""A connection to one server, made again whenever it is lost: what is the same for a server alone and for a node of a
+cluster.
 
-1. Connect; look at what kind of server it is, its version and `run_id`, and whether it may drop keys when memory is
-   full; select the database.
-2. Arrive: read the server's mark, which says who it is and when it may have lost data last. A mark that is missing, or
-   another server's, or another than the one under which this process stored its ids last, is a possible loss: the
-   server then closes nothing for the fleet's patience.
-3. Tell what this process knows of reports, and learn the time and what is closed (`Home.arrived`).
-4. Replay: store again what this process acknowledged and nobody has reported.
-5. Take ids, in micro-batches.
-
-A connection that stands proves nothing: behind it data may have been flushed or databases swapped, and a silent one may
-lead nowhere. So the mark is read every PROBE seconds, and when it is another the connection is given up.
+Connect; look at what kind of server it is, its version and `run_id`, and whether it may drop keys when memory is full;
+then do all that has to come before the first id (`_arrive`), and take ids, in micro-batches. A connection that stands
+proves nothing: behind it data may have been flushed or databases swapped, and a silent one may lead nowhere. So it is
+looked at every PROBE seconds (`look`).
 
 An outage goes to the log once, not once a try. What waits or is under way when the connection is lost is told LOST, and
 until the next one takes ids there are no `batches`.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import redis
 
-from dedup import Meters, StoreError, Tell
+from dedup import StoreError
 from redis_store.advice import advice_in, advise
-from redis_store.batches import HUSH, Batches, Refusals, Windows
-from redis_store.held import Held
-from redis_store.replay import Replay
-from redis_store.scripts import ARRIVE, Command, Keys
-from redis_store.topology import Topology
+from redis_store.batches import HUSH, Batches, Counting, Refusals
+from redis_store.scripts import Command
 from redis_store.wire import Address, Wire, connect, good
 
 OLDEST = (6, 2)  # version of Redis that has all commands used here
@@ -41,7 +32,6 @@ ARRIVAL = 1.0  # seconds to connect, and again to the first answer: with the wai
 PROBE = 0.5  # seconds from one look at the mark to the next
 RETURN = 2.0  # seconds in which a server that was away is found to be back
 RECONNECT = 0.5  # seconds that connecting and arriving take at most, where there is a server that answers
-KINDS = {"cluster": "a node of a cluster", "sentinel": "a sentinel"}  # of servers that keep no counts, by their mode
 SETTLE_ALL = 60.0  # seconds after a loss in which settling may be prolonged by those who still bring ids back
 
 log = logging.getLogger("verve.store")
@@ -56,47 +46,35 @@ def patience(timeout: float) -> float:
     return PROBE + timeout + RETRY[1] + RECONNECT
 
 
-class Home(Windows, Protocol):
-    """What the fleet agrees on, as a node has to know it."""
-
-    async def arrived(self, settles: bool) -> None:
-        """Tell a server that may have lost reports what they were; learn the time and what is closed."""
+class FoundClusterError(Exception):
+    """A server that was taken for one that is alone is a node of a cluster."""
 
 
-class Node:
-    """Keeps a connection to one primary, for as long as this process lives."""
+class Server(NamedTuple):
+    """What a server says of itself."""
 
-    def __init__(
-        self, topology: Topology, keys: Keys, held: Held, timeout: float, tell: Callable[[], Tell], meters: Meters
-    ) -> None:
-        """`topology` finds the server; `tell` returns what tells what became of ids.
+    run_id: str
+    mode: str  # "standalone", "cluster" or "sentinel"
 
-        `timeout` is how long an id may wait, in seconds.
-        """
+
+class Node(ABC):
+    """Keeps a connection to one server, for as long as this process lives."""
+
+    def __init__(self, counting: Counting) -> None:
         self.batches: Batches | None = None  # while ids are taken
         self.why = ""  # there are none, in words; "" before the first attempt has failed
         self.evicting = ""  # the policy by which the server may drop ids; "" if it doesn't
         self.refusals = Refusals()
-        self.own_patience = patience(max(timeout, topology.notices))  # seconds that this process needs after a loss
-        self.patience = self.own_patience  # the fleet's, as far as this process knows
-        self.mark = b""  # found last; none if Redis has lost data since
         self.address: Address | None = None  # of the server, while there is a link or one is tried
-        self.ready: asyncio.Event = asyncio.Event()  # set while ids are taken
-        self._seen = b""  # the mark under which all ids held were stored
+        self._advised: set[str] = set()  # what the log has said to do in this outage
         self._loop = asyncio.get_running_loop()
-        self._topology = topology
-        self._keys = keys
-        self._held = held
-        self._timeout = timeout
-        self._tell = tell
-        self._meters = meters
-        self._replay = Replay(self.ask, keys, held)
+        self._counting = counting
         self._wire: Wire | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, home: Home) -> "asyncio.Task[None]":
+    def start(self) -> "asyncio.Task[None]":
         """Start to connect; return the task, which fails with StoreError if the server is of no use."""
-        self._task = asyncio.create_task(self._keep(home))
+        self._task = asyncio.create_task(self._keep())
         return self._task
 
     async def ask(self, commands: Sequence[Command], deadline: float = 0.0) -> list[Any]:
@@ -112,43 +90,12 @@ class Node:
     @property
     def _allowed(self) -> float:
         """Seconds that a trip may take."""
-        return ARRIVAL if self.batches is None else self._timeout
+        return ARRIVAL if self.batches is None else self._counting.timeout
 
     def give_up(self, why: Exception) -> None:
         """Give the connection up; another will be made."""
         if self._wire is not None:
             self._wire.abort(why)
-
-    @property
-    def lost(self) -> bool:
-        """Whether acknowledged ids are known not to be in Redis: it lost data, and they are not brought back yet."""
-        return bool(self._held.total and (self._held.missing_count or self.mark != self._seen))
-
-    async def confirm(self, home: Home) -> bool:
-        """Return when nothing waits any more, and all that was acknowledged is known to be in Redis: True.
-
-        False if Redis is away for longer than it takes to come back, and nothing is known to be lost.
-        """
-        while True:
-            if self.batches is not None:
-                await self.batches.idle()
-            if not self._held.total:
-                return True
-            if self.batches is not None:
-                with contextlib.suppress(redis.RedisError, OSError, StoreError):
-                    await home.roll(0.0)  # it compares what Redis has with what is held
-                    if not self.lost:
-                        return True
-            if self.lost:
-                await self.ready.wait()
-                if self._held.missing_count:
-                    await asyncio.sleep(PROBE)  # as often as it is tried to bring them back
-                continue
-            try:
-                async with asyncio.timeout(RETURN):
-                    await self.ready.wait()
-            except TimeoutError:
-                return self.ready.is_set()
 
     async def stop(self) -> None:
         """End the connection."""
@@ -156,17 +103,42 @@ class Node:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _keep(self, home: Home) -> None:
+    # What each kind of node does in its own way
+
+    @abstractmethod
+    async def _find(self) -> Address:
+        """Return how to connect to the server, as of now."""
+
+    @abstractmethod
+    async def _arrive(self, wire: Wire, server: Server) -> None:
+        """Do all that has to come before the first id."""
+
+    @abstractmethod
+    async def look(self) -> None:
+        """See that the server still is what was found on arrival; else give the connection up, and raise why."""
+
+    @abstractmethod
+    def _left(self, batches: Batches | None) -> None:
+        """Take note that there is no connection any more."""
+
+    @property
+    @abstractmethod
+    def _known(self) -> bool:
+        """Whether the server was of use once: then an error of configuration may pass, as others do."""
+
+    async def _keep(self) -> None:
         """Keep a connection, until stopped."""
         delay = RETRY[0]
         while True:
             since = math.inf
             try:
-                await self._connect(home)
+                await self._connect()
                 since = self._loop.time()
                 await self._watch()
+            except FoundClusterError:
+                raise
             except StoreError as error:
-                if not self._seen:
+                if not self._known:
                     raise
                 self._down(str(error))
             except TimeoutError:
@@ -184,44 +156,29 @@ class Node:
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311
             delay = min(2 * delay, RETRY[1])
 
-    async def _connect(self, home: Home) -> None:
+    async def _connect(self) -> None:
         """Connect, and do all that has to come before the first new id."""
-        self.address = await self._topology.find()
+        self.address = await self._find()
         self._wire = await connect(self.address, ARRIVAL)
-        run_id = await self._check(self.address.database)
-        settles = await self._arrive(run_id)
-        await home.arrived(settles)
-        count = await self._replay.all(self._arriving(run_id, self.mark.decode()), self.mark)
-        self._seen = self.mark
-        self.batches = Batches(
-            self._wire,
-            self._keys,
-            self._held,
-            home,
-            self._tell(),
-            self._meters,
-            self.refusals,
-            self._timeout,
-        )
-        why, self.why = self.why, ""
-        if why:
-            log.warning("Redis is back; ids that were stored again: %d", count)
-        if self._held.missing_count:
-            log.error("Redis has no room for ids that it lost, and that were answered ok: %d", self._held.missing_count)
-        self.ready.set()
+        await self._arrive(self._wire, await self._check())
 
-    async def _check(self, database: int) -> str:
-        """Refuse a server of no use, warn of one that may drop ids; select the database; return the server's run_id."""
-        asked: list[Command] = [("INFO", "server"), ("INFO", "memory")]
-        if database:
-            asked.append(("SELECT", str(database)))
-        server, memory, *selected = await self.ask(asked, self._loop.time() + ARRIVAL)
-        good([server, memory])
+    async def _watch(self) -> None:
+        """Look at the server now and then, until the connection is lost; raise why it is."""
+        assert self._wire is not None
+        closed = self._wire.closed
+        while True:
+            await asyncio.wait([closed], timeout=PROBE)
+            if closed.done():
+                raise closed.result()
+            await self.look()
+
+    async def _check(self) -> Server:
+        """Refuse a server that is too old, warn of one that may drop ids; return what it is."""
+        server, memory = good(await self.ask([("INFO", "server"), ("INFO", "memory")], self._loop.time() + ARRIVAL))
         info = dict(line.split(":", 1) for line in (server + memory).decode().splitlines() if ":" in line)
-        mode = info.get("redis_mode") or info.get("server_mode")  # the latter is Valkey's
-        if mode in KINDS:
-            raise redis.ConnectionError(f"it is {KINDS[mode]}")
-        good(selected)  # a cluster and a sentinel have one database
+        mode = info.get("redis_mode") or info.get("server_mode", "standalone")  # the latter is Valkey's
+        if mode == "sentinel":
+            raise redis.ConnectionError("it is a sentinel")
         version = info.get("redis_version", "0")
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
             raise StoreError(f"Redis {version} is too old: expected {'.'.join(map(str, OLDEST))} or newer, or Valkey")
@@ -230,56 +187,30 @@ class Node:
         self.evicting = policy if policy != "noeviction" and info.get("maxmemory", "0") != "0" else ""
         if self.evicting not in ("", before):
             log.warning("%s", eviction_warning(self.evicting))
-        return str(info.get("run_id", "?"))
-
-    async def _arrive(self, run_id: str) -> bool:
-        """Read the server's mark, or give it one; return whether the server settles."""
-        (arrived,) = good(await self.ask([self._arriving(run_id, self._seen.decode())]))
-        self.mark, settles, agreed = arrived
-        self.patience = max(self.own_patience, float(agreed))
-        return bool(settles)
-
-    def _arriving(self, run_id: str, seen: str) -> Command:
-        return self._keys.run(ARRIVE, run_id, seen, str(self.patience), str(SETTLE_ALL + self.patience))
-
-    async def _watch(self) -> None:
-        """Look at the mark now and then, until the connection is lost; raise why it is."""
-        assert self._wire is not None
-        closed = self._wire.closed
-        while True:
-            await asyncio.wait([closed], timeout=PROBE)
-            if closed.done():
-                raise closed.result()
-            await self._look()
-            if self._held.missing:
-                await self._replay.missing(self.mark)
-                if not self._held.missing:
-                    log.warning("Redis has room again for the ids that it lost: all are back")
-
-    async def _look(self) -> None:
-        """See that the server's mark is still the one found on arrival; else give the connection up, and raise why."""
-        (mark,) = good(await self.ask([("GET", self._keys.mark)]))
-        if mark != self.mark:
-            self.mark = mark or b""
-            error = redis.ConnectionError("it has lost its data")
-            self.give_up(error)
-            raise error
+        return Server(info.get("run_id", "?"), mode)
 
     def _down(self, why: str) -> None:
         """Note, and log if that is news, that the connection is lost or can't be made."""
         news = self.batches is not None or not self.why
-        if not news:
-            news = advice_in(why) not in ("", advice_in(self.why))
+        if news:
+            self._advised.clear()
+        advice = advice_in(why)
+        if advice and advice not in self._advised:
+            self._advised.add(advice)
+            news = True
         self.why = why
         if news:
-            log.warning("Redis is away, requests fail: %s", why)
+            self._tell_down(why)
+
+    def _tell_down(self, why: str) -> None:
+        log.warning("Redis is away, requests fail: %s", why)
 
     def _close(self) -> None:
         """Let go of the connection, and tell those who wait."""
-        self.ready.clear()
         self.address = None
         wire, self._wire = self._wire, None
         batches, self.batches = self.batches, None
+        self._left(batches)
         if wire is not None:
             wire.abort(redis.ConnectionError(self.why))
         if batches is not None:

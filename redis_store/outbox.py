@@ -30,8 +30,13 @@ log = logging.getLogger("verve.store")
 class Reports(Protocol):
     """The stream, as an outbox has to know it."""
 
-    keys: Keys
-    news: asyncio.Event  # set when there are new reports
+    @property
+    def keys(self) -> Keys:
+        """The names of the keys."""
+
+    @property
+    def news(self) -> asyncio.Event:
+        """Set when there are new reports."""
 
     @property
     def first(self) -> int:
@@ -46,8 +51,6 @@ class StreamOutbox:
 
     def __init__(self, store: Reports) -> None:
         self._store = store
-        self._stream, self._lease = store.keys.stream, store.keys.lease
-        self._first = f"{self._lease}:first"  # key of the time from which on windows are reported
         self._token = f"{random.getrandbits(128):032x}"
         self._entry = ""
         self._why = ""  # in words, if Redis does not let us
@@ -71,10 +74,10 @@ class StreamOutbox:
     async def _oldest(self) -> tuple[str, list[bytes]]:
         """Return id and fields of the first entry that is not delivered; "" if there is none."""
         begin = f"{max(0, 1000 * self._store.first - 1)}-0"  # not "$": if the stream was lost, all in it is new
-        create = ("XGROUP", "CREATE", self._stream, "webhook", begin, "MKSTREAM")
-        first = ("SET", self._first, str(self._store.first), "NX")
+        create = ("XGROUP", "CREATE", self._store.keys.stream, "webhook", begin, "MKSTREAM")
+        first = ("SET", self._store.keys.first, str(self._store.first), "NX")
         for position in ("0", ">"):  # taken before, but not delivered; then new ones
-            take = ("XREADGROUP", "GROUP", "webhook", "all", "COUNT", "1", "STREAMS", self._stream, position)
+            take = ("XREADGROUP", "GROUP", "webhook", "all", "COUNT", "1", "STREAMS", self._store.keys.stream, position)
             created, _, found = await self._store.query(create, first, take)
             if isinstance(found, redis.ResponseError):
                 self._note(created if code_of(found) == "NOGROUP" else found)
@@ -97,7 +100,8 @@ class StreamOutbox:
     async def keep(self) -> bool:
         """Take the lease or keep it; return whether we have it."""
         try:
-            (held,) = await self._store.query(("EVAL", HOLD, "1", self._lease, self._token, str(int(LEASE * 1000))))
+            hold = ("EVAL", HOLD, "1", self._store.keys.lease, self._token, str(int(LEASE * 1000)))
+            (held,) = await self._store.query(hold)
         except redis.RedisError:
             return False
         if isinstance(held, redis.ResponseError):
@@ -107,7 +111,7 @@ class StreamOutbox:
     async def done(self) -> None:
         """Note that what `next` returned is delivered; if that fails, it will be delivered again."""
         with contextlib.suppress(redis.RedisError):
-            await self._store.query(("XACK", self._stream, "webhook", self._entry))
+            await self._store.query(("XACK", self._store.keys.stream, "webhook", self._entry))
 
     async def delivered(self) -> Callable[[int], bool | None] | None:
         """Return what tells whether the report of a window, by its start, is delivered.
@@ -116,9 +120,9 @@ class StreamOutbox:
         """
         try:
             groups, pending, first = await self._store.query(
-                ("XINFO", "GROUPS", self._stream),
-                ("XPENDING", self._stream, "webhook", "-", "+", str(PENDING)),
-                ("GET", self._first),
+                ("XINFO", "GROUPS", self._store.keys.stream),
+                ("XPENDING", self._store.keys.stream, "webhook", "-", "+", str(PENDING)),
+                ("GET", self._store.keys.first),
             )
         except redis.RedisError:
             return None
@@ -142,4 +146,4 @@ class StreamOutbox:
     async def close(self) -> None:
         """Let another have the lease."""
         with contextlib.suppress(redis.RedisError):
-            await self._store.query(("EVAL", RELEASE, "1", self._lease, self._token))
+            await self._store.query(("EVAL", RELEASE, "1", self._store.keys.lease, self._token))

@@ -2,11 +2,13 @@
 --
 -- KEYS: common.lua. ARGV from 3 on: prefix; length of a window; how many windows to close at most; how many entries the
 -- stream keeps; the mark of this connection; the seconds that this instance needs to come back after a loss; the start
--- of the last window that may be closed, or '+inf'; then triples of start, member ("NAME SECONDS") and number of ids held, for each window that the instance lived through and
--- does not know to be closed. From them the fleet learns of windows without ids.
+-- of the last window that may be closed, or '+inf'; then triples of start, member ("NAME SECONDS") and number of ids
+-- held, for each window that the instance lived through and does not know to be closed. From them the fleet learns of
+-- windows without ids.
 -- Returns the server's time, seconds and microseconds; the open window's start; how many windows are to be closed, or
--- reports put back, by the next call; the start of the newest window that was reported before; whether nothing is closed since the server settles; the
--- fleet's patience; how many reports were put back; and the window whose report an entry of the stream keeps out, or ''.
+-- reports put back, by the next call; the start of the newest window that was reported before; whether nothing is
+-- closed since the server settles; the fleet's patience; how many reports were put back; and the window whose report an
+-- entry of the stream keeps out, or ''.
 
 local prefix, length, limit, entries, mark = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
 if redis.call('GET', MARK) ~= mark then
@@ -19,7 +21,7 @@ end
 redis.call('SET', LENGTH, length, 'EX', AGREED)
 local patience = agree_on_patience(tonumber(ARGV[8]))
 local settles = number(SETTLING) > now
-local before, top = newest_reported(), top_of_stream()
+local before = newest_reported()
 local last = before
 local open = math.max(clock[1] - clock[1] % length, (math.floor(last / length) + 1) * length)
 
@@ -27,24 +29,8 @@ local function key_of(start)
   return prefix .. ':{' .. start .. '}:ids'
 end
 
--- Add a report to the stream; return whether it can be.
-local function report(start, name, seconds, count)
-  if tonumber(start) <= top then
-    return false
-  end
-  redis.call('XADD', STREAM, 'MAXLEN', '~', entries, start .. '000-0',
-    'window', name, 'seconds', seconds, 'count', count)
-  top = tonumber(start)
-  return true
-end
-
-local function others_last()
-  local entry = redis.call('XREVRANGE', STREAM, '+', '-', 'COUNT', 1)[1]
-  return entry and entry[2][1] ~= 'window'
-end
-
-local function answer(left, put_back, bar)
-  return {clock[1], clock[2], open, left, before, settles and 1 or 0, tostring(patience), put_back, bar}
+local function answer(left, put, bar)
+  return {clock[1], clock[2], open, left, before, settles and 1 or 0, tostring(patience), put, bar}
 end
 
 local upto = ARGV[9] == '+inf' and '(' .. open or math.min(open - 1, ARGV[9])
@@ -65,6 +51,7 @@ for i = 10, #ARGV, 3 do
     end
     if tonumber(start) < open then
       redis.call('ZADD', INDEX, start, member)
+      redis.call('EXPIRE', INDEX, KEEP)
     end
   end
 end
@@ -72,20 +59,9 @@ if settles then
   return answer(0, 0, '')
 end
 
-local put_back = 0
-local returned = redis.call('ZRANGE', RETURNED, 0, limit - 1, 'WITHSCORES')
-for i = 1, #returned, 2 do
-  local name, seconds, count = string.match(returned[i], '^(%S+) (%d+) (%d+)$')
-  if report(returned[i + 1], name, seconds, count) then
-    put_back = put_back + 1
-  elseif top > last or others_last() then
-    return answer(0, put_back, returned[i + 1])
-  end  -- else the stream has it, or had it and it was taken out
-  redis.call('ZREM', RETURNED, returned[i])
-end
-local left = redis.call('ZCARD', RETURNED)
-if left > 0 then
-  return answer(left, put_back, '')
+local put, left, bar = put_back(entries, limit, last)
+if left > 0 or bar ~= '' then
+  return answer(left, put, bar)
 end
 
 local over = redis.call('ZRANGEBYSCORE', INDEX, '-inf', upto, 'WITHSCORES', 'LIMIT', 0, limit)
@@ -96,8 +72,8 @@ for i = 1, #over, 2 do
   local kind = redis.call('TYPE', key).ok
   if tonumber(start) > last then
     local count = kind == 'set' and redis.call('SCARD', key) or 0
-    if not report(start, name, seconds, count) then
-      return answer(0, put_back, start)
+    if not report(entries, start, name, seconds, count) then
+      return answer(0, put, start)
     end
     last = tonumber(start)
     redis.call('SET', REPORTED, start, 'EX', KEEP)
@@ -110,4 +86,4 @@ for i = 1, #over, 2 do
   end
   redis.call('ZREM', INDEX, over[i])
 end
-return answer(redis.call('ZCOUNT', INDEX, '-inf', upto), put_back, '')
+return answer(redis.call('ZCOUNT', INDEX, '-inf', upto), put, '')

@@ -1,19 +1,22 @@
 """Where Redis is: what a URL says, read by redis-py's public `parse_url`, and what sentinels say.
 
 A node is given a way to find its server, and asks it before each connection. A URL of `redis://`, `rediss://` or
-`unix://` names the server itself. One of `redis+sentinel://` or `rediss+sentinel://` names sentinels, which watch over
-a primary and its replicas and agree on another primary when it is gone. All of them are asked at the same time, and the
-answer with the highest config-epoch counts, which is the newest that any of them has heard of. That the server is a
-primary is proved by a write on arrival, not here. With TLS to the primary the sentinels are asked with TLS, too, by the
-same files: a sentinel has a port for TLS if and only if it reaches the servers with TLS (`tls-replication yes`).
+`unix://` names the server itself. It may have several addresses: they are tried in turn, the one that worked last
+first, and a write on arrival proves that the server is a primary. Of a cluster they are nodes to ask for the others.
+
+A URL of `redis+sentinel://` or `rediss+sentinel://` names sentinels, which watch over a primary and its replicas and
+agree on another primary when it is gone. All of them are asked at the same time, and the answer with the highest
+config-epoch counts, which is the newest that any of them has heard of. With TLS to the primary the sentinels are asked
+with TLS, too, by the same files: a sentinel has a port for TLS if and only if it reaches the servers with TLS
+(`tls-replication yes`).
 
 After a failover that somebody asked for, the old primary goes on acknowledging for seconds. So while a link stands
 the sentinels are asked again every ASK seconds, and it is left when they name another server. Ids that the old one
-acknowledged meanwhile are stored again on the new one, as after any loss of data.
+acknowledged meanwhile are stored again on the new one, as after any loss of data. A count would not be made good: so
+they are asked before each ROLL, too, and who is late closes nothing that others still fill on the new primary.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -28,8 +31,8 @@ ASK = 0.5  # seconds from one question to the sentinels to the next, while a lin
 # them up to a second, and of the 2 s that are promised from it there must be some left
 ANSWER = 0.4  # seconds that a sentinel has to answer; one whose machine is gone must not hold up the others' answer
 FIRST = 1.2  # seconds likewise, until one was reached: enough to find out whether its port expects TLS
-SENTINEL_PORT = 26379
-DEFAULTS = {"host": "localhost", "port": 6379, "db": 0}  # of redis-py's URLs
+PORT, SENTINEL_PORT = 6379, 26379
+DEFAULTS = {"host": "localhost", "port": PORT, "db": 0}  # of redis-py's URLs
 
 
 def address(url: str) -> Address:
@@ -53,30 +56,32 @@ def address(url: str) -> Address:
 
 
 def split(url: str) -> tuple[str, list[tuple[str, int]], str]:
-    """Return the URL of the server, the sentinels, and the primary's name.
+    """Return the URL of the server, the hosts and ports that are named, and the primary's name if they are sentinels.
 
-    Where there are sentinels, the host in the server's URL stands for any; without them, the URL is as it was.
+    Where there are hosts, the one in the server's URL stands for any of them; there are none for a unix socket.
     """
     scheme, _, rest = url.partition("://")
-    if not scheme.lower().endswith("+sentinel"):
+    if scheme.lower() == "unix":
         return url, [], ""
-    server, _, tail = rest.partition("/")
-    login, at, hosts = server.rpartition("@")
-    path, mark, query = tail.partition("?")
-    primary, _, database = path.partition("/")
-    parsed = [urlsplit(f"//{host}") for host in hosts.split(",")]
-    sentinels = [(host.hostname or "localhost", host.port or SENTINEL_PORT) for host in parsed]
-    return f"{scheme[: -len('+sentinel')]}://{login}{at}localhost/{database}{mark}{query}", sentinels, unquote(primary)
+    server = rest.replace("?", "/", 1).partition("/")[0]
+    path, mark, query = rest[len(server) :].partition("?")
+    login, at, named = server.rpartition("@")
+    direct = scheme.lower().removesuffix("+sentinel")
+    primary, port = "", PORT
+    if direct != scheme.lower():
+        primary, _, path = path[1:].partition("/")
+        path, port = f"/{path}", SENTINEL_PORT
+    parsed = [urlsplit(f"//{host}") for host in named.split(",")]
+    hosts = [(unquote(host.hostname or "localhost"), host.port or port) for host in parsed]
+    return f"{direct}://{login}{at}localhost{path}{mark}{query}", hosts, unquote(primary)
 
 
 def place(url: str) -> str:
     """Return where a Redis URL leads, in words and without its secrets."""
-    direct, sentinels, primary = split(url)
+    direct, hosts, primary = split(url)
     found = address(direct)
-    where = found.path or f"{found.host}:{found.port}"
-    if sentinels:
-        where = f"{primary}, of the sentinels {', '.join(f'{host}:{port}' for host, port in sentinels)}"
-    return f"Redis at {where}, database {found.database}"
+    where = found.path or ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
+    return f"Redis at {f'{primary}, of the sentinels ' if primary else ''}{where}, database {found.database}"
 
 
 class Topology:
@@ -84,12 +89,14 @@ class Topology:
 
     def __init__(self, url: str, sentinel_password: str = "") -> None:
         """Raises ValueError if the URL is none."""
-        direct, sentinels, self._primary = split(url)
+        direct, hosts, self._primary = split(url)
         self._server = address(direct)
-        self._sentinels = [
-            replace(self._server, host=host, port=port, username="", password=sentinel_password)
-            for host, port in sentinels
-        ]
+        named = [replace(self._server, host=host, port=port) for host, port in hosts]
+        sentinels = named if self._primary else []
+        self._sentinels = [replace(each, username="", password=sentinel_password) for each in sentinels]
+        self._servers = [self._server] if sentinels else named or [self._server]
+        self._turn = 0  # which of the servers is tried next
+        self.others = len(self._servers) - 1  # how many may be tried in vain before the one that works
         # Seconds in which a switch is noticed, besides what a connection tells: until asked, and answered by all.
         self.notices = 2 * ASK if sentinels else 0.0
         self._wires: dict[Address, Wire] = {}  # to sentinels
@@ -98,7 +105,7 @@ class Topology:
     async def find(self) -> Address:
         """Return how to connect to the server, as of now. Raises redis.ConnectionError if no sentinel tells."""
         if not self._sentinels:
-            return self._server
+            return self._servers[self._turn]
         async with self._asking:
             answers = await asyncio.gather(*map(self._ask, self._sentinels), return_exceptions=True)
         known = [answer for answer in answers if isinstance(answer, tuple)]
@@ -109,6 +116,32 @@ class Topology:
         errors = [redis.ConnectionError(why + (str(answer) or "no answer")) for answer in answers]
         raise next((error for error in errors if advice_in(advise(error))), errors[0])
 
+    def turn(self) -> None:
+        """Have the next of several addresses found from now on: the one found last did not work."""
+        self._turn = (self._turn + 1) % len(self._servers)
+
+    def seeds(self) -> list[Address]:
+        """Return the nodes of a cluster to ask first. Raises ValueError, in words, if the URL can't lead to one."""
+        if self._sentinels:
+            raise ValueError("the sentinels name a node of a cluster: write redis:// and nodes of it in --redis-url")
+        if self._server.database:
+            raise ValueError(
+                "--redis-url leads to a cluster, of which only database 0 is used: "
+                f"expected no database in it, got {self._server.database}"
+            )
+        return self._servers
+
+    async def confirm(self, used: Address) -> None:
+        """Raise redis.ConnectionError if sentinels name another server; while none answers, the last named counts."""
+        if not self._sentinels:
+            return
+        try:
+            found = await self.find()
+        except redis.ConnectionError:
+            return
+        if found != used:
+            raise redis.ConnectionError(f"the primary {self._primary} is {found.host}:{found.port} now")
+
     async def follow(self, used: Callable[[], Address | None], leave: Callable[[Exception], None]) -> None:
         """Have a link left when the sentinels name another server; `used` returns the address while the link stands."""
         while self._sentinels:
@@ -116,10 +149,11 @@ class Topology:
             before = used()
             if before is None:
                 continue
-            with contextlib.suppress(redis.ConnectionError):  # while no sentinel answers, the server last named counts
-                found = await self.find()
-                if found != before == used():
-                    leave(redis.ConnectionError(f"the primary {self._primary} is {found.host}:{found.port} now"))
+            try:
+                await self.confirm(before)
+            except redis.ConnectionError as error:
+                if used() == before:
+                    leave(error)
 
     def close(self) -> None:
         """End the connections to sentinels."""

@@ -15,17 +15,16 @@ closed before somebody takes the entry out: the counts wait in their sets.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 
 from dedup import StoreError
 from redis_store.advice import code_of
 from redis_store.held import Held
-from redis_store.node import Node
-from redis_store.scripts import BRING, ROLL, Keys
+from redis_store.scripts import BRING, ROLL, Command, Keys
 from redis_store.wire import good
 
 ROLL_LIMIT = 100  # windows closed by one call of ROLL: some 2 ms of Redis's time
@@ -37,22 +36,41 @@ BARRED_POLL = 1.0  # seconds likewise, where an entry of the stream has to be ta
 log = logging.getLogger("verve.store")
 
 
+class Home(Protocol):
+    """The server that has what the fleet agrees on."""
+
+    mark: bytes  # found last; none if the data may have been lost since
+    patience: float  # seconds that the fleet needs after a loss, as far as this process knows
+    own_patience: float  # seconds that this process does
+
+    async def ask(self, commands: Sequence[Command], deadline: float = 0.0) -> list[Any]:
+        """Send commands; return their replies, errors among them. Raises TimeoutError, redis.ConnectionError."""
+
+    async def confirm_place(self) -> None:
+        """Raise redis.ConnectionError if another server has become home."""
+
+    def give_up(self, why: Exception) -> None:
+        """Begin anew with this server."""
+
+
 class Windows:
     """This process's part in the agreement."""
 
-    def __init__(self, node: Node, keys: Keys, held: Held, resume: int, clock: Callable[[], float]) -> None:
+    def __init__(self, home: Home, keys: Keys, held: Held, resume: int, clock: Callable[[], float]) -> None:
         """`resume` is the first window to report, 0 for those closed from now on."""
         self.reported_until = 0  # a time: all windows that start before it are reported, or not ours to report
         self.first = 0  # what `reported_until` was when Redis was first reached
         self.reports: list[tuple[int, int]] = []  # start and count of windows that are reported, for who asks next
         self.news = asyncio.Event()  # set when there are new reports in the stream
         self._newest = -1  # start of the newest report that this process knows of
+        self.waiting = 0  # windows that are over and could not be closed yet
         self.barred = ""  # what keeps reports out of the stream, and the remedy
-        self._node = node
+        self._home = home
         self._keys = keys
         self._held = held
         self._resume = resume
         self._clock = clock
+        self._open = 0  # start of the open window, as home told last
         self._offset = 0.0  # Redis's time less this process's monotonic time
         self._unclosed = 0  # the oldest window that this process lived through and does not know to be closed
         self._known: deque[tuple[int, str]] = deque(maxlen=REPORTS)  # reports seen: start, "NAME SECONDS COUNT"
@@ -78,67 +96,104 @@ class Windows:
 
     async def arrived(self, settles: bool) -> None:
         """Tell a server that may have lost reports what they were; learn the time and what is closed."""
+        await self._bring(settles)
+        await self.roll()
+
+    async def _bring(self, settles: bool) -> None:
         known = list(self._known)
         while settles and self._held.window:
             chunk, known = known[:BRING_CHUNK], known[BRING_CHUNK:]
             pairs = [text for start, member in chunk for text in (str(start), member)]
-            good(await self._node.ask([self._keys.run(BRING, str(self._newest), *pairs)]))
+            good(await self._home.ask([self._keys.run(BRING, str(self._newest), *pairs)]))
             settles = bool(known)
-        await self.roll()
 
     async def roll(self, deadline: float = 0.0) -> None:
         """Close in Redis what is over, take its time, and note what was reported; each trip by `deadline` (loop time).
 
         On any failure the connection is given up. Raises TimeoutError, redis.RedisError, StoreError.
         """
-        async with asyncio.timeout_at(deadline or None):
-            await self._rolling.acquire()
         try:
-            while await self._step(deadline):
-                pass
+            async with asyncio.timeout_at(deadline or None):
+                await self._rolling.acquire()
+            try:
+                while await self._step(deadline):
+                    pass
+            finally:
+                self._rolling.release()
         except Exception as error:
-            self._node.give_up(error)
+            self._home.give_up(error)
             raise
-        finally:
-            self._rolling.release()
+
+    def met_closed(self, window: int) -> None:
+        """Note that somebody has closed a window: ROLL tells what there is to know of it."""
 
     async def _step(self, deadline: float) -> bool:
         """Close up to ROLL_LIMIT windows; return whether more can be closed now."""
+        await self._home.confirm_place()
+        _, more = await self._learn(deadline)
+        return more
+
+    def _roll(self, mine: range) -> Command:
+        """Return the command that closes what is over; `mine` are windows that this process lived through."""
+        lived = [text for start in mine for text in (str(start), self._keys.member(start), str(self._held.of(start)))]
+        fixed = (self._keys.prefix, self._keys.seconds, ROLL_LIMIT, REPORTS, self._home.mark.decode())
+        return self._keys.run(ROLL, *map(str, fixed), str(self._home.own_patience), self._last(mine), *lived)
+
+    def _last(self, mine: range) -> str:
+        """Return the last window that may be closed now.
+
+        What is not named yet is not closed yet: the fleet would take it that nobody lived through it.
+        """
+        return str(mine[-1]) if mine and mine[-1] < self._held.window else "+inf"
+
+    async def _ask(self, commands: Sequence[Command], deadline: float) -> list[Any]:
+        return await self._home.ask(commands, deadline)
+
+    async def _learn(self, deadline: float) -> tuple[list[int], bool]:
+        """Have home close what is over, and take note of all that it tells.
+
+        Return the windows that wait to be counted part by part, which are in a cluster alone, as starts and lengths in
+        turn; and whether more can be closed now.
+        """
         held, seconds = self._held, self._keys.seconds
         mine = range(self._unclosed, held.window + 1, seconds)[:ROLL_LIMIT] if held.window else range(0)
-        roll = self._keys.run(ROLL, *self._arguments(mine))
         new = ("XRANGE", self._keys.stream, f"{self.reported_until}000-0", "+", "COUNT", str(2 * ROLL_LIMIT))
         before = self._clock()
-        rolled, entries = self._understood(await self._node.ask([roll, new], deadline))
-        *numbers, agreed, put_back, bar = rolled
+        rolled, entries = self._understood(await self._ask([self._roll(mine), new], deadline))
+        *numbers, agreed, put_back, bar = rolled[:9]
         time_, microseconds, opened, left, newest, settles = map(int, numbers)
+        closing = [int(number) for number in rolled[9]] if len(rolled) > 9 else []
         self._newest = max(self._newest, newest)
         self._offset = time_ + microseconds / 1e6 - (before + self._clock()) / 2
-        self._node.patience = max(self._node.own_patience, float(agreed))
+        self._home.patience = max(self._home.own_patience, float(agreed))
         if put_back:
             log.warning("Redis has lost reports; those that were put back: %d", put_back)
+        self._open = opened
         if not held.window:  # the first time: what was reported before is not ours to tell
             held.open(opened)
             self._unclosed = min(opened, -(-self._resume // seconds) * seconds or opened)
             self.reported_until = self.first = self._resume or newest + 1
-            return True
+            return [], True
         if opened > held.window:
             held.open(opened)
         ours = self._read(entries)
         if settles:
-            return False
+            return [], False
         await self._note_bar(int(bar or -1), newest)
         if self.barred:
-            return False
-        if mine:
+            return [], False
+        if closing:
+            self._unclosed = max(self._unclosed, closing[0])
+        elif mine:
             self._unclosed = max(self._unclosed, min(opened, mine[-1] + seconds))
-        if left > 0 or self._unclosed < opened or ours == 2 * ROLL_LIMIT:
-            return True
-        self.reported_until = max(self.reported_until, opened)
+        if left > 0 or ours == 2 * ROLL_LIMIT or (self._unclosed < opened and not closing):
+            return [], True
+        if not closing:
+            self.reported_until = max(self.reported_until, opened)
         for window, count in held.forget(self.reported_until):
             name = self._keys.member(window).split()[0]
             log.error("the count of %s lacks ids that were answered ok, and that Redis lost: %d", name, count)
-        return False
+        return closing, False
 
     def _understood(self, replies: list[Any]) -> list[Any]:
         """Return replies; raise what an error among them means."""
@@ -152,17 +207,9 @@ class Windows:
                     f"{self._keys.seconds} s: start this one with --window {length} or another prefix"
                 ) from None
             if code_of(error) == "LOST":
-                self._node.mark = b""
+                self._home.mark = b""
                 raise redis.ConnectionError(str(error).replace("LOST", "it has lost")) from None
             raise
-
-    def _arguments(self, mine: range) -> list[str]:
-        lived = [text for start in mine for text in (str(start), self._keys.member(start), str(self._held.of(start)))]
-        # What is not named yet is not closed yet: the fleet would take it that nobody lived through it.
-        last = str(mine[-1]) if mine and mine[-1] < self._held.window else "+inf"
-        mark, patience_ = self._node.mark.decode(), str(self._node.own_patience)
-        fixed = (self._keys.prefix, self._keys.seconds, ROLL_LIMIT, REPORTS, mark, patience_, last)
-        return [*map(str, fixed), *lived]
 
     def _read(self, entries: list[Any]) -> int:
         """Note the reports among new entries of the stream; return how many there are."""
@@ -189,7 +236,7 @@ class Windows:
             self.barred = ""
             return
         stream = self._keys.stream
-        (entries,) = good(await self._node.ask([("XREVRANGE", stream, "+", "-", "COUNT", "1")]))
+        (entries,) = good(await self._home.ask([("XREVRANGE", stream, "+", "-", "COUNT", "1")]))
         foreign = [entry.decode() for entry, _ in entries if entry != b"%d000-0" % newest]
         barred = (
             f"the stream {stream} has {f'an entry that is not a report, {foreign[0]}' if foreign else 'had an entry'}, "

@@ -15,6 +15,7 @@ A trip of 30 ids costs 38 us of CPU, most of it the kernel's; redis-py's own rea
 import asyncio
 import itertools
 import os
+import re
 import socket
 import ssl
 from collections import deque
@@ -28,6 +29,8 @@ LATE = 0.05  # seconds past a deadline in which a reply is read that came while 
 MAX_DEPTH = 8  # arrays in arrays of one reply; XINFO and XRANGE have 4
 MAX_REPLY = 64 * 2**20  # bytes of one reply; none that is asked for here has more than some 1 MiB
 DOUBT = 0.3  # seconds to find out whether a port expects TLS, when there was no connection with it or without it
+
+_integers = re.compile(rb"(?::[0-9]+\r\n)+").fullmatch
 
 Command = Sequence[str | bytes]
 Outcome = list[Any] | Exception  # of a trip: its replies, or why there are none
@@ -128,6 +131,11 @@ class Wire(asyncio.Protocol):
         data = self._received + data
         pos = 0
         try:
+            if self._trips and self._trips[0].awaited > 1 and _integers(data):  # the replies to SADDs, read at once
+                replies = list(map(int, data[1:-2].split(b"\r\n:")))
+                if len(replies) == self._trips[0].awaited and not self._trips[0].replies:
+                    pos = len(data)
+                    self._end(replies)
             while pos < len(data) and not self.closed.done():
                 reply, pos = parse(data, pos)
                 if not self._trips:
@@ -136,15 +144,19 @@ class Wire(asyncio.Protocol):
                 trip = self._trips[0]
                 trip.replies.append(reply)
                 if len(trip.replies) == trip.awaited:
-                    self._trips.popleft()
-                    trip.timer.cancel()
-                    trip.done(trip.replies)
+                    self._end(trip.replies)
         except ShortError:
             if len(data) - pos > MAX_REPLY:
                 self.abort(redis.ConnectionError(f"expected replies of at most {MAX_REPLY} bytes"))
         except ValueError:
             self.abort(redis.ConnectionError("what came is not Redis's protocol"))
         self._received = data[pos:]
+
+    def _end(self, replies: list[Any]) -> None:
+        """End the oldest trip."""
+        trip = self._trips.popleft()
+        trip.timer.cancel()
+        trip.done(replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
         words = f": {exc}" if isinstance(exc, ssl.SSLError) else ""
@@ -299,11 +311,30 @@ def pack(*words: str | bytes) -> bytes:
     return b"".join(parts)
 
 
-def pack_numbers(words: Sequence[str], numbers: Iterable[int]) -> bytes:
-    """Return a command as it is sent: some words of ASCII, then integers, in any order."""
+def packed_words(words: Sequence[str]) -> tuple[int, str]:
+    """Return how many words of ASCII there are, and how they are sent, for `pack_numbers`."""
+    return len(words), "".join(f"\r\n${len(word)}\r\n{word}" for word in words)
+
+
+def pack_numbers(words: tuple[int, str], numbers: list[int]) -> bytes:
+    """Return a command as it is sent: what `packed_words` returned, then integers, in any order."""
+    count, head = words
     texts = sorted(map(str, numbers), key=len)
-    parts = [f"*{len(words) + len(texts)}", *(f"\r\n${len(word)}\r\n{word}" for word in words)]
+    parts = [f"*{count + len(texts)}", head]
     for size, equal in itertools.groupby(texts, len):
         start = f"\r\n${size}\r\n"
         parts += [start, start.join(equal)]
     return ("".join(parts) + "\r\n").encode("ascii")
+
+
+def pack_few(commands: Iterable[tuple[tuple[int, str], list[int]]]) -> bytes:
+    """Return commands as they are sent, each as for `pack_numbers`: faster where each has few integers."""
+    parts = []
+    for (count, head), numbers in commands:
+        if len(numbers) == 1:
+            text = str(numbers[0])
+            parts.append(f"*{count + 1}{head}\r\n${len(text)}\r\n{text}\r\n")
+        else:
+            tail = "".join([f"\r\n${len(text)}\r\n{text}" for text in map(str, numbers)])
+            parts.append(f"*{count + len(numbers)}{head}{tail}\r\n")
+    return "".join(parts).encode("ascii")

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import redis
+import redis_tls
 import servers
 
 SLOTS = 16_384
@@ -61,7 +62,10 @@ class State(NamedTuple):
 class Node(servers.Redis):
     """One server of a cluster. It keeps its name, its slots and whom it knows when it is started again."""
 
-    def __init__(self, engine: str, *options: str, persist: bool = False, password: str = "") -> None:
+    def __init__(
+        self, engine: str, *options: str, persist: bool = False, password: str = "", tls: redis_tls.Files | None = None
+    ) -> None:
+        """With `tls`, for which the engine must be built, the nodes speak TLS to each other, and to clients as well."""
         self.bus = servers.free_port()
         self.still = False  # stopped in its tracks
         flags = {
@@ -74,6 +78,11 @@ class Node(servers.Redis):
         words = [word for name, value in flags.items() for word in (f"--cluster-{name}", value)]
         words += ["--masterauth", password] if password else []
         words += DURABLE if persist else ()
+        self.tls_port = 0
+        if tls is not None:
+            self.tls_port = servers.free_port()
+            words += redis_tls.options(self.tls_port, tls, ask_clients=False)
+            words += ["--tls-cluster", "yes", "--tls-replication", "yes"]
         super().__init__(engine, *words, *options, password=password)
         self.name = str(self.tell("CLUSTER", "MYID"))
 
@@ -145,6 +154,7 @@ class Cluster:
         persist: bool = False,
         password: str = "",
         full_coverage: bool = False,
+        tls: redis_tls.Files | None = None,
     ) -> None:
         """Start them.
 
@@ -156,6 +166,7 @@ class Cluster:
         self._password = password
         self._options = "--cluster-require-full-coverage", "yes" if full_coverage else "no"
         self._persist = persist
+        self._tls = tls
         self._elected = 0.0  # monotonic time of the last promotion
         with contextlib.ExitStack() as stack:
             self._stack = stack
@@ -190,7 +201,7 @@ class Cluster:
         return f"redis://{':' + self._password + '@' if self._password else ''}{addresses}"
 
     def _start(self) -> Node:
-        node = Node(self.engine, *self._options, persist=self._persist, password=self._password)
+        node = Node(self.engine, *self._options, persist=self._persist, password=self._password, tls=self._tls)
         self.nodes.append(self._stack.enter_context(node))
         return node
 
@@ -315,7 +326,17 @@ class Cluster:
                 giver.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target.name)
                 while keys := giver.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 10):
                     giver.execute_command(
-                        *("MIGRATE", "127.0.0.1", target.port, "", 0, MOVE_TIME, *password, "KEYS", *keys)
+                        *(
+                            "MIGRATE",
+                            "127.0.0.1",
+                            target.tls_port or target.port,
+                            "",
+                            0,
+                            MOVE_TIME,
+                            *password,
+                            "KEYS",
+                            *keys,
+                        )
                     )
                 taker.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target.name)
                 giver.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target.name)

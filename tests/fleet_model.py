@@ -23,6 +23,7 @@ import redis
 import servers
 
 import dedup
+import redis_store.alone
 import redis_store.batches
 import redis_store.node
 import redis_store.replay
@@ -57,7 +58,7 @@ COUNTED = {
     " .. redis.call('INCR', prefix .. ':closings'))",
 }
 SCRIPTS = {
-    "ARRIVE": (redis_store.node, CLOCK),
+    "ARRIVE": (redis_store.alone, CLOCK),
     "BRING": (redis_store.windows, CLOCK),
     "OPEN": (redis_store.scripts, CLOCK),
     "ROLL": (redis_store.windows, CLOCK | COUNTED),
@@ -112,7 +113,8 @@ def small_world() -> Iterator[None]:
             redis_store.batches: {"MAX_BATCH": 4, "MAX_WAITING": 12},
             redis_store.replay: {"CHUNK": 2},
             redis_store.windows: {"ROLL_LIMIT": 3, "BRING_CHUNK": 2},
-            redis_store.node: {"PROBE": 1e6, "patience": lambda _: PATIENCE},  # looked at when the model says so
+            redis_store.node: {"PROBE": 1e6},  # looked at when the model says so
+            redis_store.alone: {"patience": lambda _: PATIENCE},
         }
         for module, values in small.items():
             for name, value in values.items():
@@ -222,13 +224,16 @@ class Instance(redis_store.RedisStore):
         self.stored: dict[int, int] = {}  # ids answered ok by this one, and the window that each was then in
         actor.set(self)
         super().__init__(world.server.url, world.prefix, LENGTH, 10**6, servers.DEADLINE, clock=lambda: self.now)
-        self.really_connect, self._node._connect = self._node._connect, self.connect  # type: ignore[method-assign]
-        self.really_go_down, self._node._down = self._node._down, self.go_down  # type: ignore[method-assign]
+        node = self._servers
+        assert isinstance(node, redis_store.alone.Alone)
+        self.node = node
+        self.really_connect, self.node._connect = self.node._connect, self.connect  # type: ignore[method-assign]
+        self.really_go_down, self.node._down = self.node._down, self.go_down  # type: ignore[method-assign]
         self.really_roll, self._windows.roll = self._windows.roll, self.roll_windows  # type: ignore[method-assign]
 
     @property
     def up(self) -> bool:
-        return self._node.batches is not None
+        return self.node.batches is not None
 
     @property
     def quiet(self) -> bool:
@@ -258,7 +263,7 @@ class Instance(redis_store.RedisStore):
         """Look whether the link still stands, and leads to what it did."""
         if self.up and self.quiet and self.link and self.link.still and not self.held:
             with contextlib.suppress(redis.RedisError, OSError):
-                await self._node._look()
+                await self.node.look()
 
     def kill_link(self) -> None:
         """Have Redis close the connection, if there is one."""
@@ -273,13 +278,13 @@ class Instance(redis_store.RedisStore):
             self.rolling.cancel()
         await asyncio.wait([self._task])
 
-    async def connect(self, home: Any) -> None:
+    async def connect(self) -> None:
         while self.held == "connect":
             self.gate = asyncio.get_running_loop().create_future()
             await self.gate
         world = self.world
         turn, newest = world.turn, world.newest()
-        await self.really_connect(home)
+        await self.really_connect()
         world.restored(self, newest if world.turn == turn else world.newest())
 
     def go_down(self, why: str) -> None:

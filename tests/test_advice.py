@@ -31,6 +31,7 @@ from stores import (
     failed,
     first_engine,
     long_window,
+    opened,
     play,
     stored,
     until,
@@ -107,11 +108,18 @@ def test_a_password_for_a_redis_that_has_none(server: servers.Redis) -> None:
     see(f"redis://:{SECRET}@{{}}", "Redis has no password: take", server.port)
 
 
-@pytest.mark.parametrize("database", ["", "/1"])
-def test_a_node_of_a_cluster(engine: str, database: str) -> None:
-    options = "--cluster-enabled", "yes", "--cluster-port", str(servers.free_port())
-    with servers.Redis(engine, *options) as server:
-        see(f"redis://{{}}{database}", "clusters are not supported yet: let --redis-url", server.port)
+def test_a_redis_that_has_become_a_node_of_a_cluster(server: servers.Redis) -> None:
+    async def test() -> None:
+        with Log() as log:
+            async with opened(server.url) as store:
+                await stored(store, 1)
+                server.kill()
+                server.options += ["--cluster-enabled", "yes", "--cluster-port", str(servers.free_port())]
+                server.start()
+                await log.wait_for("this Redis is a node of a cluster now: restart Verve to count over all nodes")
+                assert add(store, 1).result() == dedup.DOWN
+
+    play(test())
 
 
 @pytest.mark.parametrize("database", ["", "/1"])

@@ -23,7 +23,7 @@ import servers
 import support
 from receivers import HANG, RESET, Answer, Receiver
 from spies import ALLOW, LONG, Spy, count_of, from_log, request, stop
-from stores import Log, ask, ids, let_settle, opened, play, start_of, until
+from stores import Log, ask, ids, let_settle, opened, play, start_of, until, up
 
 import dedup
 import outbound
@@ -296,7 +296,7 @@ def test_none_for_an_answer_that_was_lost(server: servers.Redis) -> None:
             assert store.add(1, outcomes.append, lambda _, count: told.append(count)) is None
             await until(lambda: outcomes)
             assert outcomes == [dedup.LOST]
-            await until(lambda: store.up)
+            await until(lambda: up(store))
             for number in 1, 2:
                 assert store.add(number, outcomes.append, lambda _, count: told.append(count)) is None
             await until(lambda: len(outcomes) == 3)

@@ -218,8 +218,8 @@ def test_a_clock_that_is_wrong(server: servers.Redis, monkeypatch: pytest.Monkey
 
 # Redis's clock, plus the seconds that a test puts into the key `error`.
 WITH_ERROR = """
-import redis_store.node, redis_store.windows
-for module, name in (redis_store.windows, "ROLL"), (redis_store.windows, "BRING"), (redis_store.node, "ARRIVE"):
+import redis_store.alone, redis_store.windows
+for module, name in (redis_store.windows, "ROLL"), (redis_store.windows, "BRING"), (redis_store.alone, "ARRIVE"):
     script = getattr(module, name)
     clock = "local clock = redis.call('TIME')"
     assert script.count(clock) == 1

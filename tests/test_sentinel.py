@@ -1,6 +1,7 @@
 """A primary behind sentinels: it is found, followed when another takes its place, and every ok is counted meanwhile."""
 
 import asyncio
+import contextlib
 import re
 import threading
 from pathlib import Path
@@ -178,6 +179,37 @@ def test_a_sentinel_that_is_silent_or_away_does_not_hide_what_another_says(serve
             assert stores.complaints(program) == []
 
 
+def test_who_follows_late_closes_nothing_that_others_still_fill(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The late one does not ask by itself: it is the window's end that has it ask."""
+
+    async def never(*_: object) -> None: ...
+
+    async def test() -> None:
+        with servers.Redis(engine) as old, servers.Redis(engine) as new, Switch(old.port) as sentinel:
+            new.follow(old)
+            url, seconds = f"redis+sentinel://127.0.0.1:{sentinel.port}/{NAME}", stores.window_with(4)
+            async with contextlib.AsyncExitStack() as stack:
+                with monkeypatch.context() as patch:
+                    patch.setattr(topology.Topology, "follow", never)
+                    late = await stack.enter_async_context(stores.opened(url, seconds=seconds))
+                early = await stack.enter_async_context(stores.opened(url, seconds=seconds))
+                stores.let_settle(old)
+                window = early.window
+                await asyncio.gather(stores.stored(early, 1, 2), stores.stored(late, 3, 4))
+                new.lead()
+                sentinel.lead_to(new.port)
+                await stores.until(lambda: not stores.up(early))
+                await stores.until(lambda: stores.up(early))
+                await asyncio.gather(stores.stored(early, 5, 6), stores.stored(late, 7, 8))
+                assert stores.ids(new) & {5, 6, 7, 8} == {5, 6}, "each has stored in its own server"
+                assert late.window == early.window == window
+                async with stores.telling(early) as told, stores.telling(late) as told_late:
+                    await stores.until(lambda: window in told and window in told_late)
+                    assert told[window] == told_late[window] == 8
+
+    stores.play(test())
+
+
 class Switch(servers.Impostor):
     """A sentinel that can be told where the primary is."""
 
@@ -290,7 +322,7 @@ def test_what_is_no_answer_of_a_sentinel_names_no_primary(reply: bytes) -> None:
     ("url", "where"),
     [
         ("redis+sentinel://h1:26379,h2:26380/main", "main, of the sentinels h1:26379, h2:26380, database 0"),
-        ("redis+sentinel://h1,[::1]:5/main/3", "main, of the sentinels h1:26379, ::1:5, database 3"),
+        ("redis+sentinel://h1,[::1]:5/main/3", "main, of the sentinels h1:26379, [::1]:5, database 3"),
         ("REDISS+SENTINEL://user:hunter2@h/a.b-c_d?db=2", "a.b-c_d, of the sentinels h:26379, database 2"),
     ],
 )

@@ -78,6 +78,9 @@ GOOD = [
     ("redis_url", "redis://127.0.0.1:6379/15", "redis://127.0.0.1:6379/15"),
     ("redis_url", "redis://user:p%40ss@redis_1:6379/?db=3", "redis://user:p%40ss@redis_1:6379/?db=3"),
     ("redis_url", "REDISS://:pass@[::1]:6380", "REDISS://:pass@[::1]:6380"),
+    ("redis_url", "redis://h1:6379,h2,[::1]:7000", "redis://h1:6379,h2,[::1]:7000"),
+    ("redis_url", "rediss://u:p%2Css@a,b/0?ssl_ca_certs=/c", "rediss://u:p%2Css@a,b/0?ssl_ca_certs=/c"),
+    ("redis_url", "redis://:p,ss@a,b?db=1", "redis://:p,ss@a,b?db=1"),
     ("redis_url", "unix:///run/redis.sock", "unix:///run/redis.sock"),
     ("redis_url", "unix://user:pass@/run/redis.sock?db=1", "unix://user:pass@/run/redis.sock?db=1"),
     ("redis_url", "redis+sentinel://h/main", "redis+sentinel://h/main"),
@@ -156,7 +159,7 @@ HOSTS = [
     "é",
     "x" * 64,
 ]
-REDIS = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"
+REDIS = "redis://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DATABASE]"
 SENTINEL = "redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/NAME[/DATABASE]"
 SENTINELS = "sentinels as HOST[:PORT] with commas between"
 NUMBER = "a number as the database"
@@ -191,6 +194,19 @@ BAD = [
     ("redis_url", "redis://[::1", REDIS),
     ("redis_url", "redis://[::1]x:6379", REDIS),
     ("redis_url", "redis://h:123456", REDIS),
+    *(
+        ("redis_url", f"redis://{hosts}", REDIS)
+        for hosts in (",", "a,", ",a", "a,,b", "a,b:", "a:b:5", "a,[::1", "a,b@")
+    ),
+    ("redis_url", "redis://a:1,b:2:3", REDIS),
+    ("redis_url", "redis://a/0,b/0", NUMBER),
+    ("redis_url", "redis://a,b:0", "a port from 1 to 65535"),
+    ("redis_url", "redis://a,b:65536", "a port from 1 to 65535"),
+    ("redis_url", "redis://a,b..c", "an IP address or a host name"),
+    ("redis_url", "redis://a;b:5", "an IP address or a host name"),
+    ("redis_url", "redis://a%2Cb", "an IP address or a host name"),
+    ("redis_url", "redis://a,redis://b", REDIS),
+    ("redis_url", "unix:///a,unix:///b?x=1", "no options after ?"),
     ("redis_url", "redis://h h", ASCII),
     ("redis_url", "redis://h\t", ASCII),
     ("redis_url", "redis://é", ASCII),
@@ -651,7 +667,7 @@ def test_any_text_loads_or_is_refused_in_one_line(name: str, text: str) -> None:
 @given(
     start=st.sampled_from(
         [
-            *("redis://", "redis://h/", "rediss://h?ssl_certfile=", "unix://", "unix:///p?db=1"),
+            *("redis://", "redis://h/", "redis://h,", "rediss://h?ssl_certfile=", "unix://", "unix:///p?db=1"),
             *(
                 "redis+sentinel://",
                 "redis+sentinel://h,",
@@ -667,5 +683,7 @@ def test_any_text_loads_or_is_refused_in_one_line(name: str, text: str) -> None:
 def test_a_redis_url_that_loads_is_one_that_the_client_takes(start: str, rest: str) -> None:
     url = start + rest
     if outcome(["--redis-url", url], {}) == (None, ""):
-        direct, *_ = topology.split(url)
+        direct, hosts, _ = topology.split(url)
         redis.asyncio.ConnectionPool.from_url(direct).make_connection()  # type: ignore[no-untyped-call]
+        assert all(host and 0 < port < 65536 for host, port in hosts)
+        assert topology.place(url)

@@ -425,7 +425,7 @@ MUTANTS = [
     # Operators
     Mutant(
         "admin.py",
-        "if number not in missing or name not in GAUGES:",
+        "elif number not in missing or not is_gauge(name):",
         "if True:",
         ("tests/test_metrics.py::test_of_a_missing_worker_only_what_it_counted_is_added",),
         "connections of a worker that is gone are counted for ever",
@@ -446,14 +446,14 @@ MUTANTS = [
     ),
     Mutant(
         "admin.py",
-        "value if name in GAUGES else self._before[at] + value",
+        "value if is_gauge(name) else self._before[at] + value",
         "value",
         ("tests/test_metrics.py::test_a_successor_goes_on_from_its_predecessors_counters",),
         "counters go back when a worker is replaced",
     ),
     Mutant(
         "admin.py",
-        "value if name in GAUGES else self._before[at] + value",
+        "value if is_gauge(name) else self._before[at] + value",
         "self._before[at] + value",
         ("tests/test_metrics.py::test_a_successor_goes_on_from_its_predecessors_counters",),
         "gauges of a worker that was replaced are added to its successor's",

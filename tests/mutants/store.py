@@ -19,7 +19,8 @@ WIRE = "tests/test_redis_wire.py"
 
 ROLL = "redis_store/roll.lua"
 COMMON = "redis_store/common.lua"
-ARRIVE = "redis_store/arrive.lua"
+MARK = "redis_store/mark.lua"
+STREAM = "redis_store/stream.lua"
 
 MUTANTS = [
     # dedup.py
@@ -164,7 +165,7 @@ MUTANTS = [
         "a set is freed at once and blocks Redis",
     ),
     Mutant(
-        ROLL,
+        STREAM,
         "'MAXLEN', '~', entries, ",
         "",
         (f"{REDIS}::test_the_stream_is_kept_short",),
@@ -185,14 +186,14 @@ MUTANTS = [
         "a clock that is set back opens windows again that were reported",
     ),
     Mutant(
-        ROLL,
+        STREAM,
         "  redis.call('ZREM', RETURNED, returned[i])\n",
         "",
         (f"{REPORTS}::test_reports_are_put_back_into_an_empty_redis",),
         "reports that were put back hold up all later ones",
     ),
     Mutant(
-        ROLL,
+        STREAM,
         "local returned = redis.call('ZRANGE', RETURNED, 0, limit - 1, 'WITHSCORES')",
         "local returned = {}",
         (f"{REPORTS}::test_reports_are_put_back_into_an_empty_redis",),
@@ -200,13 +201,13 @@ MUTANTS = [
     ),
     Mutant(
         ROLL,
-        "      return answer(0, put_back, start)",
-        "      return answer(0, put_back, '')",
+        "      return answer(0, put, start)",
+        "      return answer(0, put, '')",
         (f"{REPORTS}::test_an_entry_with_a_later_id_holds_the_reports_back",),
         "nobody says why no window is told",
     ),
     Mutant(
-        ROLL,
+        STREAM,
         "  if tonumber(start) <= top then\n    return false\n  end\n",
         "",
         (f"{REPORTS}::test_an_entry_with_a_later_id_holds_the_reports_back",),
@@ -214,14 +215,14 @@ MUTANTS = [
     ),
     # scripts: arriving
     Mutant(
-        ARRIVE,
+        MARK,
         "local other = not mark or string.match(mark, '^%S+') ~= run_id",
         "local other = not mark",
         (f"{FAILOVER}::test_a_silent_link_beside_one_that_was_reset",),
         "a replica that was promoted closes windows that lack ids",
     ),
     Mutant(
-        ARRIVE,
+        MARK,
         "(seen ~= '' and seen ~= mark and not settles)",
         "false",
         (
@@ -231,23 +232,23 @@ MUTANTS = [
         "a failback loses what was stored elsewhere",
     ),
     Mutant(
-        ARRIVE,
+        MARK,
         " and not settles) then",
         ") then",
         (f"{EDGES}::test_another_mark_than_the_one_seen_last_is_a_loss",),
         "each who arrives begins the settling anew, and sends all others away",
     ),
     Mutant(
-        ARRIVE,
+        MARK,
         "elseif settles and now < tonumber(string.match(mark, '%S+$')) + most then",
         "elseif settles then",
         (f"{EDGES}::test_settling_ends_though_somebody_still_brings_ids_back",),
         "one who brings ids back again and again keeps all windows from being closed",
     ),
     Mutant(
-        ARRIVE,
-        "  redis.call('SET', SETTLING, string.format('%.6f', now + patience), 'EX', KEEP)\n",
-        "",
+        MARK,
+        "most then\n    redis.call('SET', SETTLING, string.format('%.6f', now + patience), 'EX', KEEP)\n",
+        "most then\n",
         (
             f"{EDGES}::test_settling_ends_though_somebody_still_brings_ids_back",
             f"{LOSS}::test_an_instance_that_brings_many_ids_back_is_waited_for",
@@ -336,7 +337,7 @@ MUTANTS = [
         "a password is logged",
     ),
     Mutant(
-        "redis_store/node.py",
+        "redis_store/alone.py",
         "        if mark != self.mark:\n",
         "        if not mark:\n",
         (f"{FAILOVER}::test_databases_that_change_places_within_one_window",),
@@ -357,9 +358,9 @@ MUTANTS = [
         "a link that fell silent is not noticed while nobody asks",
     ),
     Mutant(
-        "redis_store/node.py",
-        "        self._seen = self.mark\n",
-        '        self._seen = b""\n',
+        "redis_store/alone.py",
+        "        self._part.seen = self.mark\n",
+        '        self._part.seen = b""\n',
         (f"{FAILOVER}::test_a_failback_to_a_server_that_lived_on", f"{STOP}::test_a_stop_soon_after_redis_was_emptied"),
         "a failback loses what was stored elsewhere",
     ),
@@ -372,8 +373,8 @@ MUTANTS = [
     ),
     Mutant(
         "redis_store/replay.py",
-        '                    if code_of(reply) == "WRONGTYPE":\n                        break\n',
-        "",
+        "                            wanted.discard(part.number)\n                            continue\n",
+        "                            pass\n",
         (f"{REPORTS}::test_a_window_is_not_reported_again_by_one_who_was_cut_off",),
         "who holds ids of a window that is closed is not back before all have settled",
     ),
@@ -393,8 +394,8 @@ MUTANTS = [
     ),
     Mutant(
         "redis_store/held.py",
-        "        self.missing.setdefault(window, []).extend(numbers)",
-        "        self.missing.setdefault(window, [])",
+        "        self.missing.setdefault((window, part), []).extend(numbers)",
+        "        self.missing.setdefault((window, part), [])",
         (f"{MEMORY}::test_ids_that_never_find_memory_are_told_as_missing",),
         "a count lacks ids without a word",
     ),
@@ -407,7 +408,7 @@ MUTANTS = [
     ),
     Mutant(
         "redis_store/held.py",
-        "        yield from [(window, ids) for window, (ids, _) in sorted(self.past.items())]\n",
+        "        yield from [(window, kept.ids) for window, kept in sorted(self.past.items())]\n",
         "        yield from [(window, ids) for window, (ids, _) in sorted(self.past.items())[-1:]]\n",
         (f"{LOSS}::test_several_windows_that_wait_are_all_brought_back",),
         "of the windows that wait only the newest is brought back",
@@ -435,8 +436,8 @@ MUTANTS = [
     ),
     Mutant(
         "redis_store/batches.py",
-        "            if self._reopening is None:\n",
-        "            if True:\n",
+        "        if self._reopening is None:\n",
+        "        if True:\n",
         (f"{IN_REDIS}::test_a_batch_that_comes_too_late_is_stored_in_the_open_window", MODEL),
         "two rolls at once for late batches",
         "the second finds nothing left to store, or its share",
@@ -457,7 +458,7 @@ MUTANTS = [
     ),
     Mutant(
         "redis_store/windows.py",
-        '                self._node.mark = b""\n',
+        '                self._home.mark = b""\n',
         "",
         (f"{STOP}::test_a_stop_that_knows_of_a_loss_and_can_not_mend_it_says_so",),
         "a stop that knows of a loss exits with 0",
