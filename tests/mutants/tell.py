@@ -72,6 +72,13 @@ MUTANTS = [
     ),
     Mutant(
         "outbound.py",
+        "            task.add_done_callback(_known)\n",
+        "",
+        ("tests/test_outbound_names.py::test_a_look_up_that_takes_too_long_leaves_no_traceback",),
+        "a look-up that hangs leaves a traceback in the log",
+    ),
+    Mutant(
+        "outbound.py",
         "addresses = [address for address in await self.client.look_up(host) if self.client.guard.allows(address)]",
         "addresses = await self.client.look_up(host)",
         NAMES,
