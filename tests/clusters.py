@@ -30,8 +30,8 @@ import redis_tls
 import servers
 
 SLOTS = 16_384
-NODE_TIMEOUT = 1000  # milliseconds without an answer after which nodes take one of them for gone
-VOTE_TIME = 4 * NODE_TIMEOUT / 1000  # seconds for which a vote counts
+NODE_TIMEOUT = 1.0  # seconds without an answer after which nodes take one of them for gone
+VOTES = 4  # node time-outs for which a vote counts
 MOVE_TIME = 5000  # milliseconds that the keys of a slot may take from node to node
 DURABLE = ("--appendonly", "yes", "--appendfsync", "no")  # the kernel has what is written, which is enough for kill -9
 
@@ -71,7 +71,6 @@ class Node(servers.Redis):
         flags = {
             "enabled": "yes",
             "port": str(self.bus),  # else it is 10,000 above the other, where other tests may have a server
-            "node-timeout": str(NODE_TIMEOUT),
             "replica-validity-factor": "0",  # a replica may be promoted however long it was cut off
             "allow-replica-migration": "no",  # a node without slots stays a primary
         }
@@ -155,17 +154,23 @@ class Cluster:
         password: str = "",
         full_coverage: bool = False,
         tls: redis_tls.Files | None = None,
+        timeout: float = NODE_TIMEOUT,
     ) -> None:
         """Start them.
 
         `replicas` is how many each primary has. With `persist` a node that is killed keeps its data; with
-        `full_coverage` none takes a key while a slot is away.
+        `full_coverage` none takes a key while a slot is away. On a busy machine nodes with a short `timeout` fail over
+        by themselves.
         """
         self.engine = engine
         self.nodes: list[Node] = []
         self._password = password
-        self._options = "--cluster-require-full-coverage", "yes" if full_coverage else "no"
+        self._options = [
+            *("--cluster-require-full-coverage", "yes" if full_coverage else "no"),
+            *("--cluster-node-timeout", str(int(1000 * timeout))),
+        ]
         self._persist = persist
+        self._timeout = timeout
         self._tls = tls
         self._elected = 0.0  # monotonic time of the last promotion
         with contextlib.ExitStack() as stack:
@@ -256,7 +261,7 @@ class Cluster:
     def rest(self) -> None:
         """Settle, and wait until the votes of the last election count no more."""
         self.settle()
-        time.sleep(max(0.0, self._elected + VOTE_TIME - time.monotonic()))
+        time.sleep(max(0.0, self._elected + VOTES * self._timeout - time.monotonic()))
 
     def running(self) -> list[Node]:
         """Return the nodes that can be asked."""
