@@ -13,11 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import clusters
 import pytest
 import receivers
 import servers
 import support
-from operators import watched
+from operators import served, watched
 from processes import wait_until
 from support import ROOT
 
@@ -174,6 +175,34 @@ def test_a_redis_user_needs_no_more_than_it_says(engine: str, tmp_path: Path) ->
             receiver.wait_until(lambda requests: len(requests) >= 3, "a second report")
             wait_until(lambda: any(window["delivered"] for window in operators.windows()))
         assert not any("NOPERM" in line or " WARNING " in line or " ERROR " in line for line in program.log.all)
+
+
+@needs_redis_cli
+@pytest.mark.parametrize("engine", servers.ENGINES)
+def test_a_user_of_a_cluster_needs_no_more_than_it_says(engine: str, tmp_path: Path) -> None:
+    """Not even when home fails over, and a part moves: each node has a list of what it has denied."""
+    with clusters.Cluster(engine) as cluster, receivers.Receiver() as receiver:
+        for node in cluster.nodes:
+            assert shell(example("docs/operations.md", "sh", "ACL SETUSER"), node, tmp_path) == "OK\n"
+        url = cluster.url.replace("redis://", "redis://verve:a-password@")
+        flags = ("--redis-url", url, "--window", "1", "--report-url", receiver.url, "--callback-allow", "127.0.0.0/8")
+        with watched(*flags) as (program, operators), support.Client(program.address) as client:
+            assert client.ask(support.get(f"{support.PATH}?id=1&endpoint={receiver.url}/seen")).status == 200
+            count(program, *range(2, 200))
+            receiver.wait_until(lambda requests: {"GET", "POST"} <= {each.method for each in requests}, "both")
+            home = cluster.primary_of("verve:reports")
+            (replica,) = cluster.replicas_of(home)
+            cluster.fail_over(replica)
+            cluster.settle()
+            wait_until(lambda: operators.ready()[0] == 200 and served(operators))
+            moved = clusters.slot_of("verve:reports")
+            cluster.move([moved], replica, next(node for node in cluster.primaries() if node is not replica))
+            for number in range(200, 400):
+                wait_until(lambda number=number: client.ask(support.accept(number)).status == 200)  # type: ignore[misc]
+            told = len(receiver.requests)
+            receiver.wait_until(lambda requests: len(requests) > told + 1, "more reports")
+        assert not any("NOPERM" in line for line in program.log.all)
+        assert [node.tell("ACL", "LOG") for node in cluster.nodes] == [[]] * len(cluster.nodes)
 
 
 def test_all_commands_of_redis_are_in_the_example_of_a_user(server: servers.Redis) -> None:
