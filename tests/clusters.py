@@ -21,7 +21,7 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -186,9 +186,7 @@ class Cluster:
         for number, node in enumerate(heads):
             first, after = (SLOTS * each // primaries for each in (number, number + 1))
             node.tell("CLUSTER", "ADDSLOTSRANGE", first, after - 1)
-        for number, node in enumerate(nodes):
-            for other in nodes[:number]:
-                node.tell("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus)
+        wait_until(lambda: self._have_met(nodes), "acquainted")
         for number, node in enumerate(nodes[primaries:]):
             self._follow(node, heads[number % primaries])
         self.settle()
@@ -209,6 +207,22 @@ class Cluster:
         node = Node(self.engine, *self._options, persist=self._persist, password=self._password, tls=self._tls)
         self.nodes.append(self._stack.enter_context(node))
         return node
+
+    @staticmethod
+    def _have_met(nodes: Sequence[Node]) -> bool:
+        """Have nodes meet that do not know each other; return whether all did before.
+
+        On a busy machine a handshake may take longer than the node time-out, and is then forgotten.
+        """
+        missing = 0
+        for number, node in enumerate(nodes):
+            lines = str(node.tell("CLUSTER", "NODES")).splitlines()
+            known = {line.split()[0] for line in lines if "handshake" not in line}
+            for other in nodes[:number]:
+                if other.name not in known:
+                    missing += 1
+                    node.tell("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus)
+        return not missing
 
     def _follow(self, node: Node, primary: Node) -> None:
         def done() -> bool:
