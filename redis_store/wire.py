@@ -169,7 +169,28 @@ async def connect(address: Address, timeout: float) -> Wire:
     It takes up to `timeout` seconds to connect, and as many to the first answer.
 
     Raises TimeoutError, redis.ConnectionError, redis.ResponseError.
+
+    uvloop forgets the error of an attempt that fails in the same turn in which it is cancelled, and logs it with a
+    traceback. So an attempt that nobody waits for any more goes on for a moment.
     """
+    loop = asyncio.get_running_loop()
+    attempt = loop.create_task(_attempt(address, timeout))
+    try:
+        return await asyncio.shield(attempt)
+    except asyncio.CancelledError:
+        attempt.add_done_callback(_discard)
+        loop.call_later(DOUBT, attempt.cancel)
+        raise
+
+
+def _discard(attempt: asyncio.Task[Wire]) -> None:
+    """End a connection that nobody waits for any more, if it was made."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().abort(redis.ConnectionError("closed"))
+
+
+async def _attempt(address: Address, timeout: float) -> Wire:
+    """Return a new connection, as `connect` does."""
     try:
         return await _greet(await _open(address, timeout), address, timeout)
     except (TimeoutError, redis.ConnectionError) as error:

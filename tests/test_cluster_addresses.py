@@ -344,7 +344,7 @@ def test_tls_to_all_nodes(engine: str, tmp_path: Path, authority: trustme.CA, na
         if name == "localhost":
             for node in cluster.nodes:
                 node.tell("CONFIG", "SET", "cluster-announce-hostname", name)
-            wait_until(lambda: all("localhost" in str(announced(node)) for node in cluster.nodes))
+            wait_until(lambda: all(str(announced(node)).count(name) == len(ports) for node in cluster.nodes))
         url = f"rediss://:{SECRET}@{name}:{ports[1]}?ssl_ca_certs={files.authority}"
         with (
             support.verve("--redis-url", url, "--window", str(long_window())) as program,
