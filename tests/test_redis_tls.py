@@ -1,15 +1,19 @@
 """TLS to Redis, as the URL asks for it: whom the program trusts, what it shows of itself, and what is refused."""
 
+import asyncio
+import socket
+import time
 from pathlib import Path
 
 import pytest
 import redis_tls
+import servers
 import support
 import trustme
-from stores import complaint, complaints, failed, ids, long_window
+from stores import complaint, complaints, failed, ids, long_window, play
 
 import settings
-from redis_store import topology
+from redis_store import topology, wire
 
 
 @pytest.fixture
@@ -78,6 +82,30 @@ def test_a_certificate_for_another_name_where_names_are_not_checked(
 def test_names_are_checked_unless_the_url_says_no(word: str, checked: bool) -> None:
     assert topology.address(settings.redis(f"rediss://h?ssl_check_hostname={word}")).check_hostname == checked
     assert topology.address(settings.redis("rediss://h")).check_hostname
+
+
+def test_an_attempt_that_fails_as_it_is_cancelled_is_not_logged(authority: trustme.CA, tmp_path: Path) -> None:
+    """As at a stop: both come in the same turn of the loop, if that was busy."""
+    files = redis_tls.Files(tmp_path, authority, "redis.example")
+
+    async def test(port: int) -> None:
+        loop = asyncio.get_running_loop()
+        address = wire.Address(host="127.0.0.1", port=port, tls=True, ca_certs=str(files.authority))
+        for turn in range(60):
+            attempt = asyncio.create_task(wire.connect(address, 1))
+            reader, writer = socket.socketpair()
+            with reader, writer:
+                loop.add_reader(reader, attempt.cancel)
+                for _ in range(1 + turn % 6):
+                    await asyncio.sleep(0.0005)
+                writer.send(b"x")
+                time.sleep(0.01)  # noqa: ASYNC251
+                await asyncio.wait([attempt])
+                loop.remove_reader(reader)
+            assert attempt.cancelled() or attempt.exception()
+
+    with redis_tls.front(servers.free_port(), files, ask_clients=False) as port:
+        play(test(port))
 
 
 @pytest.mark.parametrize(
