@@ -33,6 +33,9 @@ import results
 import users
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))
+import clusters
+
 LOAD = ROOT / "bench" / "load.lua"
 TICKS = os.sysconf("SC_CLK_TCK")
 WINDOW = 5  # seconds, so that rolls are measured too
@@ -67,6 +70,8 @@ CASES = {
     "users": Case("a new id each time", PEERS),
     "users256": Case("a new id each time, 256 connections", connections=256),
     "duplicates": Case("9 in 10 duplicates", fresh=0.1),
+    "cluster": Case("a new id each time, a cluster of 3", "nginx floor redis cluster"),
+    "cluster256": Case("a new id each time, a cluster of 3, 256 connections", "nginx floor redis cluster", 256),
     "workers": Case("a new id each time, unpinned", "nginx redis redis*2", pinned=False),
     "same": Case("a new id each time, the same twelve fields", headers="same"),
     "host": Case("a new id each time, one field, Host", headers="host"),
@@ -141,6 +146,41 @@ def started(cores: str, *command: str, port: int) -> Iterator[subprocess.Popen[b
         process.wait()
 
 
+class Stores(contextlib.ExitStack):
+    """The Redis of a case, and the cluster if there is one, on the core that is theirs."""
+
+    def __init__(self, core: str, folder: str) -> None:
+        super().__init__()
+        self._core = core
+        self.port = free_port()
+        options = ("--port", str(self.port), "--save", "", "--dir", folder)
+        self._pids = [self.enter_context(started(core, "redis-server", *options, port=self.port)).pid]
+        self._cluster: clusters.Cluster | None = None
+
+    def of(self, name: str) -> int:
+        """Return a port at which a server finds what it counts in."""
+        if name != "cluster":
+            return self.port
+        if self._cluster is None:
+            self._cluster = self.enter_context(clusters.Cluster("redis", replicas=0))
+            for pid in self._pids_of(name):
+                subprocess.run(["taskset", "-apc", self._core, str(pid)], check=True, stdout=subprocess.DEVNULL)
+        return self._cluster.nodes[0].port
+
+    def home(self, name: str, prefix: str) -> int:
+        """Return the port of the server that has the reports."""
+        return self._cluster.primary_of(f"{prefix}:reports").port if name == "cluster" and self._cluster else self.port
+
+    def cpu(self, name: str) -> float:
+        """Return the CPU seconds of what a server counts in."""
+        return sum(map(cpu, self._pids_of(name))) if name.startswith(("redis", "cluster")) or "+redis" in name else 0.0
+
+    def _pids_of(self, name: str) -> list[int]:
+        if name != "cluster" or self._cluster is None:
+            return self._pids
+        return [node.process.pid for node in self._cluster.nodes if node.process is not None]
+
+
 def command(name: str, port: int, store: int, folder: str, window: int = WINDOW) -> list[str]:
     """Return what starts a server: what its name says before `+redis` or `*workers`."""
     url = f"redis://127.0.0.1:{store}"
@@ -148,9 +188,9 @@ def command(name: str, port: int, store: int, folder: str, window: int = WINDOW)
     if program == "nginx":
         Path(folder, "nginx.conf").write_text(NGINX.format(folder=folder, port=port))
         return ["nginx", "-c", f"{folder}/nginx.conf"]
-    if program in ("memory", "redis"):
+    if program in ("memory", "redis", "cluster"):
         verve = [sys.executable, str(ROOT / "verve_server.py"), "--admin", "off", "--port", str(port)]
-        where = ["--redis-url", url if program == "redis" else "", "--workers", workers or "1"]
+        where = ["--redis-url", "" if program == "memory" else url, "--workers", workers or "1"]
         return [*verve, *where, "--window", str(window), "--key-prefix", f"bench{port}"]
     peer, _, with_redis = program.partition("+")
     file = "floor.py" if peer == "floor" else f"peer_{peer}.py"
@@ -190,31 +230,28 @@ def measure(case: Case, names: list[str], rounds: int, seconds: int, ids: Iterat
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         files = users.write(folder, case.headers)
         everywhere = f"0-{(os.cpu_count() or 1) - 1}"
-        store_port = free_port()
-        options = ("--port", str(store_port), "--save", "", "--dir", folder)
-        store = stack.enter_context(
-            started("1" if case.pinned else everywhere, "redis-server", *options, port=store_port)
-        )
+        stores = stack.enter_context(Stores("1" if case.pinned else everywhere, folder))
         ports = {name: free_port() for name in names}
         servers = {
             name: stack.enter_context(
-                started("0" if case.pinned else everywhere, *command(name, port, store_port, folder), port=port)
+                started("0" if case.pinned else everywhere, *command(name, port, stores.of(name), folder), port=port)
             )
             for name, port in ports.items()
         }
         for number in range(rounds):
             for name, server in servers.items():
                 print(f"{case.title}: round {number + 1} of {rounds}, {name}", file=sys.stderr)
-                before = cpu(server.pid), cpu(store.pid)
+                before = cpu(server.pid), stores.cpu(name)
                 sent = load(case, ports[name], next(ids), seconds, files)
                 spent = (cpu(server.pid) - before[0]) / sent.answered * 1e6
-                of_redis = (cpu(store.pid) - before[1]) / sent.answered * 1e6 if "redis" in name else 0.0
+                of_redis = (stores.cpu(name) - before[1]) / sent.answered * 1e6
                 answered[name] += sent.answered
                 runs[name].append(Run(sent.rate, sent.p50, sent.p99, spent, of_redis, sent.cpu, memory(server.pid)))
         under_way = rounds * case.connections * case.depth
         for name in names:
-            if name.startswith("redis"):
-                check(case, counted(store_port, f"bench{ports[name]}"), answered[name], under_way)
+            if name.startswith(("redis", "cluster")):
+                prefix = f"bench{ports[name]}"
+                check(case, counted(stores.home(name, prefix), prefix), answered[name], under_way)
     return runs
 
 
@@ -294,6 +331,7 @@ LABELS = {
     "floor": "uvloop and httptools, fixed reply",
     "memory": "**Verve, in memory**",
     "redis": "**Verve, Redis**",
+    "cluster": "**Verve, Redis Cluster**",
     "redis*2": "**Verve, Redis, 2 workers**",
     "aiohttp+redis": "aiohttp, Redis",
     "fastapi": "FastAPI",
