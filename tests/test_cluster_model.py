@@ -1,0 +1,77 @@
+"""The promises of a fleet on a cluster: every id once, every window once, whatever breaks.
+
+The first test is at random. The others are interleavings that a design can get wrong, played by hand.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import servers
+from cluster_model import World
+from cluster_plays import DATABASES, Play, check_model
+
+
+@pytest.fixture(scope="module", params=servers.ENGINES)
+def server(request: pytest.FixtureRequest) -> Iterator[servers.Redis]:
+    with servers.Redis(request.param, *DATABASES) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def played(server: servers.Redis, instances: int = 2) -> Iterator[Play]:
+    """Have a play by hand, on two nodes with a replica each, and see in the end that all is counted."""
+    play = Play(server)
+    try:
+        play.begin(replicas=True, instances=instances, into=1.0)
+        yield play
+        play.world.quiesce()
+    finally:
+        play.world.close()
+
+
+def counts(world: World) -> list[int]:
+    return list(world.ledger.reports.values())
+
+
+def test_at_random(server: servers.Redis) -> None:
+    check_model(server, 40, 1)
+
+
+def test_a_part_waits_for_who_comes_back_late_after_a_failover_that_lost_its_ids(server: servers.Redis) -> None:
+    with played(server) as play:
+        play.send(pick=0, count=6, at_once=True)
+        play.reach_edge(past=-0.2)
+        play.hold(pick=0, node=4)  # the other one notices first
+        play.lose(pick=1, how="failover")
+        play.let_pass(seconds=4.0)
+        play.let_pass(seconds=4.0)
+        assert counts(play.world)[0] == 6
+
+
+def test_a_stale_primary_closes_nothing(server: servers.Redis) -> None:
+    with played(server) as play:
+        play.send(pick=0, count=6, at_once=True)
+        play.save(pick=0)
+        play.save(pick=1)
+        play.reach_edge(past=-0.2)
+        play.lose(pick=1, how="takeover")
+        play.creep(seconds=0.2)
+        play.flow()  # all of it goes to the one that was replaced
+        play.let_pass(seconds=4.0)
+        play.let_pass(seconds=4.0)
+        assert counts(play.world)[0] == 6
+
+
+def test_home_that_restarts_with_an_older_stream_is_told_what_it_had(server: servers.Redis) -> None:
+    with played(server) as play:
+        play.save(pick=0)
+        play.send(pick=0, count=6, at_once=True)
+        play.reach_edge(past=0.03)
+        play.let_pass(seconds=1.2)
+        assert counts(play.world) == [6]
+        play.lose(pick=0, how="saved")
+        play.let_pass(seconds=4.0)
+        play.let_pass(seconds=4.0)
+        assert counts(play.world)[0] == 6
+        assert next(iter(play.world.ledger.stream().values())) == 6
