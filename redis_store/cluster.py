@@ -291,7 +291,7 @@ class Cluster:
             for member in [*self.members.values()]:
                 with contextlib.suppress(redis.RedisError, TimeoutError, OSError):
                     await member.look()
-            if not self.away and not self.lost:
+            if not self.away and not self.lost and self.home.reachable:  # which knows the windows then
                 return True
             if not self.lost and self._loop.time() > until:
                 return False

@@ -209,13 +209,16 @@ class Member(Node):
         owner = self._owner
         reached = [part for part in self.parts if part.batches is not None]
         asked = [("GET", part.keys.mark) for part in reached]
-        if self.hosts_home:
+        hosts_home = self.hosts_home  # it may have moved when the reply comes
+        if hosts_home:
             asked.append(("GET", self._home_mark))
         if not asked:
             return
         found = await self.ask(asked)
-        if self.hosts_home:
-            self._home.look(found.pop())
+        if hosts_home:
+            mark = found.pop()
+            if self.hosts_home:
+                self._home.look(mark)
         lost = 0
         for part, mark in zip(reached, found, strict=True):
             if part.batches is not self.batches:

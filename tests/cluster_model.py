@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import math
 import selectors
+import sys
 import types
 from collections import defaultdict, deque
 from collections.abc import Coroutine, Iterator
@@ -154,6 +155,16 @@ def small_world(scripts: dict[bytes, str], connect: Any) -> Iterator[None]:
             for name, value in values.items():
                 patch.setattr(target, name, value)
         patch.setattr(redis_store.parts.Part, "__hash__", lambda self: self.number, raising=False)  # one order of sets
+        yield
+
+
+@contextlib.contextmanager
+def no_surprise(errors: list[str]) -> Iterator[None]:
+    """Note what the store logs with a traceback: it was not foreseen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            redis_store.node.log, "exception", lambda text, *_: errors.append(f"{text}: {sys.exc_info()[1]!r}")
+        )
         yield
 
 
@@ -303,6 +314,7 @@ class World:
         self.patches = contextlib.ExitStack()
         self.patches.enter_context(small_world(scripts, self.connect))
         self.ledger = Ledger(self.client, scripts)
+        self.patches.enter_context(no_surprise(self.ledger.errors))
         self.nodes = Nodes(self.client, self.loop.time, self.ledger.ran)
         self.ledger.nodes = self.nodes
         self.instances: list[Instance] = []

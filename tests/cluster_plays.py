@@ -255,6 +255,7 @@ def draw_steps(lot: random.Random) -> list[Step]:
         "move": (lot.choice([0, 0, 1]), lambda: {"unit": lot.choice(["home", "p0", "p1"]), "pick": pick()}),
         "start": (lot.choice([0, 2]), dict),
         "crash": (lot.choice([0, 1]), lambda: {"pick": pick()}),
+        "stop": (lot.choice([0, 0, 1]), lambda: {"pick": pick()}),
     }
     names = lot.choices(list(draws), [often for often, _ in draws.values()], k=lot.choice([15, 30, 45]))
     begin = {"replicas": lot.random() < 0.6, "instances": lot.randint(2, 3), "into": lot.choice([0.0, 1.0, 3.5])}

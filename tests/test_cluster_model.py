@@ -19,11 +19,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[servers.Redis]:
 
 
 @contextlib.contextmanager
-def played(server: servers.Redis, instances: int = 2) -> Iterator[Play]:
+def played(server: servers.Redis, instances: int = 2, into: float = 1.0) -> Iterator[Play]:
     """Have a play by hand, on two nodes with a replica each, and see in the end that all is counted."""
     play = Play(server)
     try:
-        play.begin(replicas=True, instances=instances, into=1.0)
+        play.begin(replicas=True, instances=instances, into=into)
         yield play
         play.world.quiesce()
     finally:
@@ -75,3 +75,21 @@ def test_home_that_restarts_with_an_older_stream_is_told_what_it_had(server: ser
         play.let_pass(seconds=4.0)
         assert counts(play.world)[0] == 6
         assert next(iter(play.world.ledger.stream().values())) == 6
+
+
+def test_who_stops_waits_until_home_knows_its_windows_again(server: servers.Redis) -> None:
+    with played(server, instances=1) as play:
+        world = play.world
+        play.move(unit="p1", pick=0)
+        play.move(unit="home", pick=1)
+        if world.nodes.home is world.nodes.of_part(0):
+            world.nodes.move("home", world.nodes.all[1])
+        play.let_pass(seconds=4.0)
+        play.send(pick=0, count=6, at_once=True)
+        world.nodes.flush(world.nodes.home)
+        world.stop(world.instances[0])
+
+
+def test_home_may_move_while_the_marks_are_looked_at(server: servers.Redis) -> None:
+    with played(server, into=0.0) as play:
+        play.lose(pick=0, how="takeover")  # what was not foreseen is noted by the model
