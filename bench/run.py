@@ -34,7 +34,7 @@ import users
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
-import clusters
+import clusters  # noqa: E402
 
 LOAD = ROOT / "bench" / "load.lua"
 TICKS = os.sysconf("SC_CLK_TCK")

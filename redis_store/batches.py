@@ -25,7 +25,6 @@ AGAIN seconds later, until its deadline.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
@@ -440,13 +439,17 @@ class Batches:
     async def _reopen(self) -> None:
         while self._late:
             late, self._late = self._late, []
-            window = 0
-            with contextlib.suppress(Exception):  # who rolls sees to the link
+            window, outcome = 0, DOWN
+            try:
                 await self._windows.roll(min(batch.deadline for batch in late))
                 window = self._windows.turn()
+            except TimeoutError:
+                outcome = LOST  # too late: that it is not stored, too, is of no use to anybody
+            except Exception as error:  # who rolls sees to the link
+                log.debug("no window is open: %s", error)
             for batch in late:
                 if not window:
-                    self._end(batch, LOST)
+                    self._end(batch, outcome)
                 elif window != batch.window:
                     self._begin(batch)
                 else:

@@ -8,7 +8,7 @@
 -- or -1; then pairs of start and member ("NAME SECONDS"), for each window that it lived through and does not know to be
 -- closed.
 -- Returns what roll.lua does; and a list of START and SECONDS of windows that are to be counted, part by part, and then
--- reported, oldest first.
+-- reported, oldest first; SECONDS is 0 of one that has to wait, since somebody may still name it.
 
 local AHEAD, CLOSING = KEYS[9], KEYS[10]
 local length, limit, entries, mark = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
@@ -60,7 +60,9 @@ for _, key in ipairs({INDEX, AHEAD}) do
     if tonumber(start) <= last then
       redis.call('ZREM', key, found[i])
     elseif not over[start] then
-      over[start] = string.match(found[i], '%d+$')
+      -- Whoever lived through one that was opened ahead names it within a second after its end.
+      local named = key == INDEX or now >= start + length + 1
+      over[start] = named and string.match(found[i], '%d+$') or '0'
       starts[#starts + 1] = start
     end
   end

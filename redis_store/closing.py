@@ -17,7 +17,10 @@ A server may be one that was replaced a moment ago and does not know it yet. So 
 has to acknowledge each step (WAIT) before the next; if none does, the step is done again later.
 """
 
+import asyncio
+import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import Any, Protocol
 
 import redis
@@ -28,6 +31,7 @@ from redis_store.scripts import CLOSE, CLOSING, REPORT, Command, Keys
 from redis_store.windows import POLL, REPORTS, ROLL_LIMIT, Home, Windows
 
 AT_ONCE = 10  # windows whose parts are closed at once
+SURE = 0.1  # seconds by which a trip that tells the time may be longer than the shortest one
 PART_POLL = 0.2  # seconds until it is tried again to close parts that could not be closed
 
 
@@ -73,6 +77,8 @@ class ClusterWindows(Windows):
         self._counts: dict[int, dict[int, int]] = {}  # by window and part, as far as they are known here
         self._brought: dict[int, int] = {}  # how many of them home was told, by window
         self._stuck = False  # nothing could be closed just now
+        self._closing = asyncio.Lock()  # held by who closes parts, which may take as long as the slowest node
+        self._shortest = math.inf  # seconds that the shortest trip to home took
 
     def turn(self) -> int:
         held, seconds = self._held, self._keys.seconds
@@ -110,6 +116,30 @@ class ClusterWindows(Windows):
             self._home.give_up(error)
             raise
 
+    async def roll(self, deadline: float = 0.0) -> None:
+        """Close what is over; with `deadline` (loop time), only see that the window of now is open, and by then."""
+        if deadline:
+            async with asyncio.timeout_at(deadline):
+                await self.learn()
+            return
+        try:
+            async with self._closing:
+                while await self._step(deadline):
+                    pass
+        except Exception as error:
+            self._home.give_up(error)
+            raise
+
+    def _note_time(self, time_: float, before: float, after: float) -> None:
+        """Take home's time only from a trip that did not wait: for a connection, for a replica, or for a node."""
+        self._shortest = min(self._shortest, after - before)
+        if after - before < self._shortest + SURE:
+            super()._note_time(time_, before, after)
+
+    def _last(self, mine: range) -> str:
+        """Others have opened windows ahead, which this process may have lived through and not named yet."""
+        return str(mine[-1]) if mine else super()._last(mine)
+
     async def _ask(self, commands: Sequence[Command], deadline: float) -> list[Any]:
         replies, self._kept = await self._place.ask_kept(commands, deadline)
         return replies
@@ -121,14 +151,16 @@ class ClusterWindows(Windows):
         return self._keys.run(CLOSING, *arguments, keys=self._keys.closing)
 
     async def _step(self, deadline: float) -> bool:
-        closing, more = await self._learn(deadline)
+        async with self._rolling:
+            closing, more = await self._learn(deadline)
         self.waiting = len(closing) // 2
-        windows = list(zip(closing[::2], closing[1::2], strict=True))[:AT_ONCE]
+        pairs = zip(closing[::2], closing[1::2], strict=True)
+        windows = list(takewhile(lambda window: window[1], pairs))[:AT_ONCE]  # 0 seconds: it has to wait, and all later
         for start in [start for start in self._counts if not closing or start < closing[0]]:
             del self._counts[start]
             self._brought.pop(start, None)
         if more or not windows or not self._kept:
-            self._stuck = bool(windows)
+            self._stuck = bool(closing)
             return more
         await self._close([start for start, _ in windows])
         done = await self._report(windows, deadline)

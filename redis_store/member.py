@@ -81,6 +81,7 @@ class Member(Node):
         self._run_id = ""
         self._wake = asyncio.Event()
         self._keeping: Wire | None = None  # for what a replica has to acknowledge: WAIT holds its connection up
+        self._connecting = asyncio.Lock()  # held while that is made
         self._replay = Replay(self.ask, counting.held, counting.parts)
 
     @property
@@ -119,8 +120,11 @@ class Member(Node):
         """
         if not self.replicas:
             return await self.ask(commands, deadline), True
-        if self._keeping is None or self._keeping.closed.done():
-            self._keeping = await connect(self.own, self._allowed)
+        async with self._connecting:
+            if self._keeping is None or self._keeping.closed.done():
+                self._keeping = await connect(self.own, self._allowed)
+            if not self.linked:  # it was left meanwhile
+                self._keeping.abort(redis.ConnectionError(self.why))
         wait = str(max(1, int(500 * self._allowed)))  # milliseconds
         deadline = deadline or self._loop.time() + self._allowed
         *replies, kept = await self._keeping.ask([*commands, ("WAIT", "1", wait)], deadline)

@@ -164,7 +164,7 @@ class Windows:
         time_, microseconds, opened, left, newest, settles = map(int, numbers)
         closing = [int(number) for number in rolled[9]] if len(rolled) > 9 else []
         self._newest = max(self._newest, newest)
-        self._offset = time_ + microseconds / 1e6 - (before + self._clock()) / 2
+        self._note_time(time_ + microseconds / 1e6, before, self._clock())
         self._home.patience = max(self._home.own_patience, float(agreed))
         if put_back:
             log.warning("Redis has lost reports; those that were put back: %d", put_back)
@@ -194,6 +194,10 @@ class Windows:
             name = self._keys.member(window).split()[0]
             log.error("the count of %s lacks ids that were answered ok, and that Redis lost: %d", name, count)
         return closing, False
+
+    def _note_time(self, time_: float, before: float, after: float) -> None:
+        """Take home's time, which it told between two moments of this process's clock."""
+        self._offset = time_ - (before + after) / 2
 
     def _understood(self, replies: list[Any]) -> list[Any]:
         """Return replies; raise what an error among them means."""
