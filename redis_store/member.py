@@ -24,7 +24,7 @@ from redis_store.node import ARRIVAL, PROBE, SETTLE_ALL, Node, Server
 from redis_store.parts import Part
 from redis_store.replay import Replay
 from redis_store.scripts import TAKE, Command
-from redis_store.wire import Address, Wire, connect
+from redis_store.wire import Address, Wire, connect, good
 
 REST = 0.01  # seconds between two attempts to take parts: nodes that do not agree yet name each other in turn
 
@@ -122,13 +122,22 @@ class Member(Node):
             return await self.ask(commands, deadline), True
         async with self._connecting:
             if self._keeping is None or self._keeping.closed.done():
-                self._keeping = await connect(self.own, self._allowed)
+                self._keeping = await self._connect_again()
             if not self.linked:  # it was left meanwhile
                 self._keeping.abort(redis.ConnectionError(self.why))
         wait = str(max(1, int(500 * self._allowed)))  # milliseconds
         deadline = deadline or self._loop.time() + self._allowed
         *replies, kept = await self._keeping.ask([*commands, ("WAIT", "1", wait)], deadline)
         return replies, isinstance(kept, int) and kept > 0
+
+    async def _connect_again(self) -> Wire:
+        """Return one more connection to the server that was arrived at; another may be in its place by now."""
+        wire = await connect(self.own, self._allowed)
+        (info,) = good(await wire.ask([("INFO", "server")], self._loop.time() + self._allowed))
+        if f"run_id:{self._run_id}".encode() not in info.split():
+            wire.abort(error := redis.ConnectionError("it was restarted"))
+            raise error
+        return wire
 
     async def _find(self) -> Address:
         return self.own

@@ -93,3 +93,16 @@ def test_who_stops_waits_until_home_knows_its_windows_again(server: servers.Redi
 def test_home_may_move_while_the_marks_are_looked_at(server: servers.Redis) -> None:
     with played(server, into=0.0) as play:
         play.lose(pick=0, how="takeover")  # what was not foreseen is noted by the model
+
+
+def test_a_roll_does_not_reach_a_server_that_took_the_place_of_home(server: servers.Redis) -> None:
+    with played(server, instances=3, into=0.0) as play:
+        play.reach_edge(past=-0.2)
+        play.send(pick=2, count=4, at_once=True)
+        play.save(pick=0)
+        play.reach_edge(past=0.03)
+        play.send(pick=1, count=2, at_once=True)
+        play.let_pass(seconds=4.0)
+        play.reach_edge(past=0.0)
+        play.send(pick=0, count=1, at_once=True)
+        play.lose(pick=0, how="saved")  # just as they roll
