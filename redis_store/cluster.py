@@ -8,7 +8,6 @@ While a node is away, the ids of its parts fail at once, and those of others are
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -288,10 +287,13 @@ class Cluster:
                     await member.batches.idle()
             if not held.total:
                 return True
+            looked = True
             for member in [*self.members.values()]:
-                with contextlib.suppress(redis.RedisError, TimeoutError, OSError):
+                try:
                     await member.look()
-            if not self.away and not self.lost and self.home.reachable:  # which knows the windows then
+                except (redis.RedisError, TimeoutError, OSError):
+                    looked = False  # what the link's end means is not known here yet
+            if looked and not self.away and not self.lost and self.home.reachable:  # which knows the windows then
                 return True
             if not self.lost and self._loop.time() > until:
                 return False

@@ -157,6 +157,8 @@ class Ledger:
                         kept |= version
         stream = self.stream()
         alive = set[int]().union(*(instance.known for instance in instances))
+        (returned,) = self.client.run(home.number, ("ZRANGE", self.nodes.keys._home[7], "0", "-1", "WITHSCORES"))
+        alive |= {*map(int, returned[1::2])}
         self.forgiven |= {start for start in self.reports if start not in stream and start not in alive}
         for start in self.reports.keys() - self.forgiven:
             for part in range(PARTS):

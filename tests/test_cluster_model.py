@@ -19,11 +19,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[servers.Redis]:
 
 
 @contextlib.contextmanager
-def played(server: servers.Redis, instances: int = 2, into: float = 1.0) -> Iterator[Play]:
+def played(server: servers.Redis, instances: int = 2, into: float = 1.0, replicas: bool = True) -> Iterator[Play]:
     """Have a play by hand, on two nodes with a replica each, and see in the end that all is counted."""
     play = Play(server)
     try:
-        play.begin(replicas=True, instances=instances, into=into)
+        play.begin(replicas=replicas, instances=instances, into=into)
         yield play
         play.world.quiesce()
     finally:
@@ -106,3 +106,12 @@ def test_a_roll_does_not_reach_a_server_that_took_the_place_of_home(server: serv
         play.reach_edge(past=0.0)
         play.send(pick=0, count=1, at_once=True)
         play.lose(pick=0, how="saved")  # just as they roll
+
+
+def test_who_stops_does_not_take_a_silent_link_for_a_good_one(server: servers.Redis) -> None:
+    with played(server, into=0.0, replicas=False) as play:
+        play.let_pass(seconds=1.2)
+        play.send(pick=0, count=8, at_once=True)
+        play.hold(pick=0, node=4)
+        play.lose(pick=1, how="flush")
+        play.stop(pick=0)
