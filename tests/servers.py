@@ -388,7 +388,7 @@ class Impostor:
 
     def _serve(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError), sock.makefile("rb") as lines:
-            while start := lines.readline():
+            while (start := lines.readline()).startswith(b"*"):  # else it is tried whether this port expects TLS
                 words = []
                 for _ in range(int(start[1:])):
                     size = int(lines.readline()[1:])

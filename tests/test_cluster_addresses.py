@@ -233,7 +233,7 @@ def test_a_node_that_announces_where_it_is_not(cluster: clusters.Cluster, name: 
     with contextlib.ExitStack() as stack:
         stack.enter_context(set_to([node], f"cluster-announce-{name}", value))
         host, port = there.split(":")
-        wait_until(lambda: all((host, int(port)) in [each[:2] for each in announced(other)] for other in others))
+        wait_until(lambda: all((host, int(port)) in [each[:2] for each in announced(peer)] for peer in cluster.nodes))
         program, watch = stack.enter_context(operators.watched(*flags))
         program.log.wait_for(re.escape(f"Redis at {there} is away, requests for its parts fail: {words}"))
         client = stack.enter_context(support.Client(program.address))
