@@ -464,9 +464,10 @@ async def frozen(trial: Trial) -> None:
 
 
 async def cut(trial: Trial) -> None:
-    """All connections of clients to a node break."""
+    """All connections of clients to a node break; where another fault has a primary away, to one that can be asked."""
     await trial.moment()
-    await asyncio.to_thread(trial.victim().cut)
+    with contextlib.suppress(redis.RedisError):
+        await asyncio.to_thread(trial.random.choice(trial.cluster.running()).cut)
     trial.whole()
 
 
