@@ -19,9 +19,9 @@ a window. It may meet the end of that window on its way:
 - An error that Redis answers with means that nothing was stored: the ids are refused. When the connection is lost, all
   that is under way may be stored or not: it is told LOST and never sent again.
 
-In a cluster the ids of a trip are in several parts, and there is a batch for each: all go together, and each meets its
-own fate. An error that says "not here, or not now" (NOT_EXECUTED) is no refusal: the batch goes to wherever its part is
-AGAIN seconds later, until its deadline.
+In a cluster a batch has a share in each of several parts: all go together, and each meets its own fate. An error that
+says "not here, or not now" (NOT_EXECUTED) is no refusal: the share goes to wherever its part is AGAIN seconds later,
+until its deadline.
 """
 
 import asyncio

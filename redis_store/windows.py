@@ -112,17 +112,16 @@ class Windows:
 
         On any failure the connection is given up. Raises TimeoutError, redis.RedisError, StoreError.
         """
+        async with asyncio.timeout_at(deadline or None):
+            await self._rolling.acquire()
         try:
-            async with asyncio.timeout_at(deadline or None):
-                await self._rolling.acquire()
-            try:
-                while await self._step(deadline):
-                    pass
-            finally:
-                self._rolling.release()
+            while await self._step(deadline):
+                pass
         except Exception as error:
             self._home.give_up(error)
             raise
+        finally:
+            self._rolling.release()
 
     def met_closed(self, window: int) -> None:
         """Note that somebody has closed a window: ROLL tells what there is to know of it."""
