@@ -87,10 +87,10 @@ class Steady(fleet.Fleet):
         except OSError:
             assert self.programs.get(number) is not program, "no connection to an instance that runs"
             return []
-        since, waited = time.monotonic(), self.kept_waiting(number)
+        since, before = time.monotonic(), self.kept_waiting(number)
         answers = await caller.ask(numbers)
         self.reasons += caller.reasons
-        waited = self.kept_waiting(number) - waited
+        waited = sum(now - before[pid] for pid, now in self.kept_waiting(number).items() if pid in before)
         took = time.monotonic() - since - waited
         well = number not in self.hurt and self.programs.get(number) is program
         if not caller.closed:
@@ -106,21 +106,21 @@ class Steady(fleet.Fleet):
             self.waiting[number].set()
         return answers
 
-    def kept_waiting(self, number: int) -> float:
-        """Return for how many seconds an instance, or whom it waits for, had something to do and no processor.
+    def kept_waiting(self, number: int) -> dict[int, float]:
+        """Return for how many seconds an instance, and whom it waits for, had something to do and no processor, by pid.
 
         That is Linux's account. With several processes it is more than that of those which were asked.
         """
         pids = [os.getpid(), *self.servers()]
-        total = 0
+        found: dict[int, float] = {}
         with contextlib.suppress(OSError):
             if program := self.programs.get(number):
                 children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text()
                 pids += map(int, children.split() or [str(program.pid)])
             for pid in pids:
                 _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-                total += int(waited)
-        return total / 1e9
+                found[pid] = int(waited) / 1e9
+        return found
 
     def servers(self) -> list[int]:
         """Return the processes that an instance waits for."""
