@@ -1,13 +1,16 @@
 """Micro-batches: the ids that wait for one node, and those that are on their way to it, over one connection.
 
 Ids that come in two turns of the event loop go out together, as one `SADD` (or one COUNT, where somebody wants to be
-told the count): the second turn costs some microseconds, and under load makes batches half as large again. While they
-are under way more ids gather, and how long they do is decided by what is measured: of each trip, how long the process
-had nothing to do until the reply came. Next door that is nearly nothing, as Redis answers while the next requests are
-read: then one batch is under way at a time, the next goes when its reply is in, and batches are as large as they can be
-(group commit). When Redis is far away the process would stand idle, so there may be another batch for each WORTH that
-it did, up to MAX_TRIPS. Half of them go when their ids are there, the other half evenly spaced, so that not all are
-under way at one time and none at the next.
+told the count): the second turn costs some microseconds, and under load makes batches half as large again. In a cluster
+the ids of a turn are spread over all nodes. So there a batch waits for as many more turns as there are nodes, as long
+as each of them brings some: with three nodes that makes batches a third larger, and saves an eighth of the CPU.
+
+While ids are under way more gather, and how long they do is decided by what is measured: of each trip, how long the
+process had nothing to do until the reply came. Next door that is nearly nothing, as Redis answers while the next
+requests are read: then one batch is under way at a time, the next goes when its reply is in, and batches are as large
+as they can be (group commit). When Redis is far away the process would stand idle, so there may be another batch for
+each WORTH that it did, up to MAX_TRIPS. Half of them go when their ids are there, the other half evenly spaced, so that
+not all are under way at one time and none at the next.
 
 Each batch has a deadline, that of the oldest id in it (ids that a full batch left behind count from when it went), and
 a window. It may meet the end of that window on its way:
@@ -45,7 +48,7 @@ from redis_store.wire import Outcome, Wire, pack, pack_few, pack_numbers, packed
 MAX_WAITING = 50_000  # ids that may wait in one process, and as many to be counted one by one: half a second's worth
 MAX_BATCH = 3_125  # ids in one trip: some 1.6 ms of Redis's time
 MAX_COUNTED = 750  # ids besides that are counted one by one; managed services refuse commands of 4,000 arguments
-ENOUGH = 64  # ids of a batch that does not wait for another turn
+ENOUGH = 64  # ids of a batch that does not wait for another turn of the loop
 MAX_TRIPS = 16  # batches under way at a time
 WORTH = 160e-6  # seconds of idleness that another batch under way is worth: its CPU costs 40 us here, 20 us in Redis
 MIN_WAIT = 0.001  # seconds that uvloop's timers wait at least
@@ -85,6 +88,7 @@ class Counting:
     # Returns the ids in all parts of a window but one, or -1 if they can't be counted; None where there is one part.
     others: Callable[[Part, int], Awaitable[int]] | None = None
     moved: Callable[[Part, redis.ResponseError], None] | None = None  # is told of errors that say a part is elsewhere
+    nodes: int = 1  # that ids are spread over
 
 
 class Refusals:
@@ -229,7 +233,8 @@ class Batches:
         self._refusals = refusals
         self._timeout = counting.timeout
         self._waiting = Waiting()
-        self._lingered = False  # it was put off by a turn
+        self._turns = 0  # for which it was put off
+        self._size = 0  # ids that waited in the last of these
         self._looking = False  # a call of `_look` is sure to come: at this turn's end, or with a reply
         self._timer: asyncio.TimerHandle | None = None  # until it is looked at though none comes
         self._trips = 0  # those under way
@@ -291,11 +296,14 @@ class Batches:
     def _look(self) -> None:
         """Send what waits, as far as it is time."""
         self._looking = False
-        if not self._lingered and len(self._waiting) < ENOUGH:
-            self._lingered = self._looking = True
+        size = len(self._waiting)
+        if self._turns < self._counting.nodes and self._size < size < ENOUGH:
+            self._turns += 1
+            self._size = size
+            self._looking = True
             self._loop.call_soon(self._look)
             return
-        self._lingered = False
+        self._turns = self._size = 0
         while self._waiting:
             wait = self._pace.wait(self._trips)
             if wait:

@@ -240,6 +240,7 @@ class Cluster:
             if not (member.parts or member.hosts_home or member.busy):
                 del self.members[place]
                 self._loop.create_task(member.stop())
+        self._counting.nodes = max(1, sum(bool(member.parts) for member in self.members.values()))
         return lacking([owners[slot] for slot in (home_slot, *self._slots.values())])
 
     def _tell(self, why: str) -> None:
