@@ -344,19 +344,10 @@ class Cluster:
                 taker.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.name)
                 giver.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target.name)
                 while keys := giver.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 10):
-                    giver.execute_command(
-                        *(
-                            "MIGRATE",
-                            "127.0.0.1",
-                            target.tls_port or target.port,
-                            "",
-                            0,
-                            MOVE_TIME,
-                            *password,
-                            "KEYS",
-                            *keys,
-                        )
-                    )
+                    # REPLACE: a connection that is cut behind RESTORE has left the key there, and here.
+                    port = target.tls_port or target.port
+                    words = ("127.0.0.1", port, "", 0, MOVE_TIME, "REPLACE", *password, "KEYS", *keys)
+                    giver.execute_command("MIGRATE", *words)
                 taker.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target.name)
                 giver.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target.name)
                 slowest = max(slowest, time.monotonic() - since)
