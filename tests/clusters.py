@@ -270,7 +270,12 @@ class Cluster:
 
     def settle(self) -> None:
         """Wait until all nodes that run agree, all slots are there, and every replica has what its primary has."""
-        wait_until(self._is_settled, "a cluster at rest")
+        try:
+            wait_until(self._is_settled, "a cluster at rest")
+        except AssertionError as error:
+            for node in self.running():
+                error.add_note(f"{node!r}: {node.tell('CLUSTER', 'NODES')}{node.tell('INFO', 'replication')}")
+            raise
 
     def rest(self) -> None:
         """Settle, and wait until the votes of the last election count no more."""
