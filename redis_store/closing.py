@@ -102,6 +102,7 @@ class ClusterWindows(Windows):
         self._brought.clear()
         await self._bring(settles)
         await self.learn()
+        await self._recall()
 
     async def learn(self) -> None:
         """Learn from home the time, and which windows are open, being closed or reported.

@@ -6,7 +6,8 @@ forgotten; it is closed for the fleet by whoever runs ROLL first, and all others
 
 Redis is told of the windows that this process lived through, so that empty ones are reported too, and how many ids it
 holds of each, so that a set which was deleted is noticed. A process remembers the reports that it saw: where Redis has
-lost data, all that arrive bring what they remember, and the stream is built from it.
+lost data, all that arrive bring what they remember, and the stream is built from it. So it reads what stands in the
+stream when it is started, too: the reports of a week outlive those who made them.
 
 An entry of the stream that is not a report, with an id above the next report's, keeps that out. Then no window is
 closed before somebody takes the entry out: the counts wait in their sets.
@@ -30,6 +31,7 @@ from redis_store.wire import good
 ROLL_LIMIT = 100  # windows closed by one call of ROLL: some 2 ms of Redis's time
 REPORTS = 10_080  # entries kept in the stream: a week of minutes
 BRING_CHUNK = 500  # reports brought back by one call of BRING
+RECALL_CHUNK = 500  # entries of the stream that are read at once: some 5 ms
 POLL = 0.05  # seconds until a window is asked for again that Redis found not over yet
 BARRED_POLL = 1.0  # seconds likewise, where an entry of the stream has to be taken out first
 
@@ -74,6 +76,7 @@ class Windows:
         self._offset = 0.0  # Redis's time less this process's monotonic time
         self._unclosed = 0  # the oldest window that this process lived through and does not know to be closed
         self._known: deque[tuple[int, str]] = deque(maxlen=REPORTS)  # reports seen: start, "NAME SECONDS COUNT"
+        self._recalled = False  # those of them are known that are older than `first`
         self._rolling = asyncio.Lock()
 
     def now(self) -> float:
@@ -98,6 +101,7 @@ class Windows:
         """Tell a server that may have lost reports what they were; learn the time and what is closed."""
         await self._bring(settles)
         await self.roll()
+        await self._recall()
 
     async def _bring(self, settles: bool) -> None:
         known = list(self._known)
@@ -106,6 +110,20 @@ class Windows:
             pairs = [text for start, member in chunk for text in (str(start), member)]
             good(await self._home.ask([self._keys.run(BRING, str(self._newest), *pairs)]))
             settles = bool(known)
+
+    async def _recall(self) -> None:
+        """Learn, once, the reports that were in the stream before this process reached home."""
+        found: list[tuple[int, str]] = []
+        after = "-"
+        while not self._recalled:
+            asked = ("XRANGE", self._keys.stream, after, f"{self.first}000", "COUNT", str(RECALL_CHUNK))
+            (entries,) = good(await self._home.ask([asked]))
+            found += [(start, member) for start, member, _ in map(report_in, entries) if start >= 0]
+            if len(entries) < RECALL_CHUNK:
+                self._recalled = True
+                self._known = deque(sorted({*found, *self._known}), maxlen=REPORTS)
+            else:
+                after = f"({entries[-1][0].decode()}"
 
     async def roll(self, deadline: float = 0.0) -> None:
         """Close in Redis what is over, take its time, and note what was reported; each trip by `deadline` (loop time).
@@ -217,18 +235,14 @@ class Windows:
     def _read(self, entries: list[Any]) -> int:
         """Note the reports among new entries of the stream; return how many there are."""
         count = 0
-        for entry, fields in entries:
-            report = read(fields)
-            if report is None or entry != b"%d000-0" % start_of(report[0]):
-                continue
-            count += 1
-            name, seconds, number, _ = report
-            start = start_of(name)
-            self._known.append((start, f"{name} {seconds} {number}"))
-            self.reports.append((start, number))
-            self._newest = max(self._newest, start)
-            self.reported_until = max(self.reported_until, start + 1)
-            self.news.set()
+        for start, member, number in map(report_in, entries):
+            if start >= 0:
+                count += 1
+                self._known.append((start, member))
+                self.reports.append((start, number))
+                self._newest = max(self._newest, start)
+                self.reported_until = max(self.reported_until, start + 1)
+                self.news.set()
         return count
 
     async def _note_bar(self, window: int, newest: int) -> None:
@@ -254,6 +268,16 @@ class Windows:
 def start_of(name: str) -> int:
     """Return the start of a window by its name. Raises ValueError."""
     return int(datetime.fromisoformat(name).replace(tzinfo=UTC).timestamp())  # not strptime: a day is read at once
+
+
+def report_in(entry: tuple[bytes, list[bytes]]) -> tuple[int, str, int]:
+    """Return start, "NAME SECONDS COUNT" and count of the report that an entry is; the start is -1 if it is none."""
+    name, fields = entry
+    report = read(fields)
+    if report is None or name != b"%d000-0" % start_of(report[0]):
+        return -1, "", 0
+    window, seconds, count, _ = report
+    return start_of(window), f"{window} {seconds} {count}", count
 
 
 def read(fields: list[bytes]) -> tuple[str, int, int, bool] | None:

@@ -36,6 +36,7 @@ from stores import (
 )
 
 import dedup
+import redis_store.windows
 
 
 def stream(server: servers.Redis) -> dict[int, int]:
@@ -96,6 +97,32 @@ def test_reports_are_put_back_into_an_empty_redis(server: servers.Redis) -> None
             reports = stream(server)
             assert {start: reports[start] for start in told} == told
             assert [*reports] == [*range(min(reports), max(reports) + 1)]
+
+    play(test())
+
+
+def test_reports_are_put_back_by_who_was_started_after_them(
+    server: servers.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All who made them are gone."""
+    monkeypatch.setattr(redis_store.windows, "RECALL_CHUNK", 2)
+
+    async def test() -> None:
+        async with opened(server.url, seconds=1) as store, telling(store) as told:
+            await stored(store, 1, 2, 3)
+            await until(lambda: len(told) >= 5)
+        before = stream(server)
+        async with opened(server.url, seconds=1) as newcomer, telling(newcomer) as told:
+            await stored(newcomer, 4)
+            await until(lambda: len(told) >= 1)
+            await asyncio.to_thread(server.kill)
+            await gone(newcomer)
+            await asyncio.to_thread(server.start)
+            count = len(told)
+            await until(lambda: len(told) > count)
+            reports = stream(server)
+            assert [*before.items()] == [*reports.items()][: len(before)]
+            assert [*reports] == sorted(reports)
 
     play(test())
 
