@@ -26,6 +26,7 @@ from redis_store.replay import Replay
 from redis_store.scripts import TAKE, Command
 from redis_store.wire import Address, Wire, connect, good
 
+FOLLOWERS: Command = ("INFO", "replication")
 REST = 0.01  # seconds between two attempts to take parts: nodes that do not agree yet name each other in turn
 
 log = logging.getLogger("verve.store")
@@ -71,7 +72,8 @@ class Member(Node):
         super().__init__(counting)
         self.parts: set[Part] = set()  # those that the map says are here
         self.hosts_home = False
-        self.replicas = 0  # of this node, by the map
+        self.replicas = 0  # of this node, by the map, which knows no replica before it was sent something
+        self._followers = 0  # by its own account
         self.own = address
         self._announced = announced
         self._reached = False  # at least once
@@ -118,7 +120,7 @@ class Member(Node):
 
         They do where there is no replica, or one of them has acknowledged. Raises TimeoutError, redis.RedisError.
         """
-        if not self.replicas:
+        if not (self.replicas or self._followers):
             return await self.ask(commands, deadline), True
         async with self._connecting:
             if self._keeping is None or self._keeping.closed.done():
@@ -160,6 +162,8 @@ class Member(Node):
             raise redis.ConnectionError("it is in no cluster")
         self._reached = True
         self._run_id = server.run_id
+        (told,) = good(await self.ask([FOLLOWERS], self._loop.time() + ARRIVAL))
+        self._followers = followers_in(told)
         self.batches = Batches(wire, self._counting, self._home.windows, self.refusals)
         self.why = ""
 
@@ -218,7 +222,10 @@ class Member(Node):
         return part.keys.run(TAKE, self._run_id, seen.decode(), str(patience), str(SETTLE_ALL + patience))
 
     async def look(self) -> None:
-        """See that the marks are still those that were found, now; try again to bring back what is missing."""
+        """See that the marks are still those that were found, now; try again to bring back what is missing.
+
+        Take note of replicas, too: one that was down may be back, and none may be left.
+        """
         owner = self._owner
         reached = [part for part in self.parts if part.batches is not None]
         asked = [("GET", part.keys.mark) for part in reached]
@@ -227,7 +234,8 @@ class Member(Node):
             asked.append(("GET", self._home_mark))
         if not asked:
             return
-        found = await self.ask(asked)
+        *found, told = await self.ask([*asked, FOLLOWERS])
+        self._followers = followers_in(told)
         if hosts_home:
             mark = found.pop()
             if self.hosts_home:
@@ -264,3 +272,8 @@ class Member(Node):
         if self._keeping is not None:
             self._keeping.abort(redis.ConnectionError(self.why))
         self._owner.note()
+
+
+def followers_in(told: bytes | redis.ResponseError) -> int:
+    """Return how many replicas follow a node and have all its data, by its own account (INFO); 0 if it does not say."""
+    return 0 if isinstance(told, redis.ResponseError) else told.count(b"state=online")

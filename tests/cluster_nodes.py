@@ -154,6 +154,8 @@ class Node:
                 return f"redis_version:7.0.15\r\nredis_mode:cluster\r\nrun_id:{self.run_id}\r\n".encode()
             case [b"INFO", b"memory"]:
                 return b"maxmemory:0\r\nmaxmemory_policy:noeviction\r\n"
+            case [b"INFO", b"replication"]:
+                return b"slave0:state=online\r\n" if self.replica else b""
             case [b"CLUSTER", b"SLOTS"]:
                 return [self.nodes.range_of(unit, self) for unit in self.nodes.owners]
             case [b"WAIT", *_]:

@@ -363,6 +363,25 @@ def test_tls_to_all_nodes(engine: str, tmp_path: Path, authority: trustme.CA, na
             assert not [line for line in complaints(program) if "certificate" in line]
 
 
+def test_windows_are_closed_over_tls_when_a_replica_has_acknowledged(tmp_path: Path, authority: trustme.CA) -> None:
+    files = redis_tls.Files(tmp_path, authority, "127.0.0.1")
+
+    def told(lines: list[str]) -> int:
+        return sum(int(match[1]) for line in lines if (match := re.search(r"unique ids in .*: ([0-9]+)", line)))
+
+    with clusters.Cluster("redis", password=SECRET, tls=files) as cluster:
+        url = f"rediss://:{SECRET}@127.0.0.1:{cluster.nodes[0].tls_port}?ssl_ca_certs={files.authority}"
+        with (
+            support.verve("--redis-url", url, "--window", "2") as program,
+            support.Client(program.address) as client,
+        ):
+            for number in IDS:
+                wait_for_ok(client, number)
+            program.log.wait_until(lambda lines: told(lines) >= len(IDS) or None, "the counts of all windows")
+            assert told(program.log.all) == len(IDS)
+            assert all("cmdstat_wait" in str(node.tell("INFO", "commandstats")) for node in cluster.primaries())
+
+
 def test_a_certificate_that_is_not_for_what_nodes_announce(engine: str, tmp_path: Path, authority: trustme.CA) -> None:
     files = redis_tls.Files(tmp_path, authority, "localhost")
     with tls_cluster(engine, files) as (_, ports):
