@@ -417,6 +417,25 @@ class World:
 
     # What may befall it
 
+    def silence(self, instance: Instance) -> None:
+        """Have all links that an instance has now fall silent."""
+        for link in self.links:
+            link.held = link.held or link.owner is instance
+
+    def give_voice(self, instance: Instance) -> None:
+        for link in self.links:
+            link.held = link.held and link.owner is not instance
+
+    def refresh(self, instance: Instance) -> None:
+        """Have an instance ask for the map."""
+        assert isinstance(instance._servers, redis_store.cluster.Cluster)
+        instance._servers._stale.set()
+
+    def delete_ids(self, part: int) -> None:
+        """Delete what a part has of the open window."""
+        node, keys = self.nodes.of_part(part), self.nodes.parts[part]
+        self.client.run(node.number, ("DEL", keys.ids(int(EPOCH + self.loop.now) // LENGTH * LENGTH)))
+
     def start(self) -> None:
         async def start() -> None:
             self.born += 1

@@ -111,7 +111,8 @@ class Node:
 
     @property
     def replica(self) -> "Node | None":
-        return next((node for node in self.nodes.all if self.nodes.follows.get(node) is self and node.up), None)
+        followers = [node for node in self.nodes.all if self.nodes.follows.get(node) is self]
+        return next((node for node in followers if node.up and not node.stale), None)
 
     def serves(self, unit: str) -> bool:
         return unit in self.believed if self.stale else self.nodes.owners[unit] is self
