@@ -4,8 +4,8 @@ Between the service and Redis stands a proxy that delays every byte by 0.5, 1 or
 comparison one that delays nothing, and none. Each of these links has a service of its own; they take turns, in rounds.
 The loads: wrk on 16, 64 and 256 connections, each of which waits for its answer (closed loop), and 10,000 requests a
 second whatever the answers do (open loop), by steady.c one by one and by h2load in bursts. Each request has a new id
-and header fields that differ, but for h2load: its connections all send the same ids at the same time, some 50 requests
-in a millisecond each 10 ms, and it sends no second request on a connection before the first is answered.
+and header fields that differ, but for h2load: its connections all send the same ids at the same time, some 250
+requests at once each 26 ms, and it sends no second request on a connection before the first is answered.
 
 The round trip R is what a PING takes through the link while nothing else does. It has the proxy's own cost in it, some
 tens of microseconds, as a proxy that does not spin wakes up late; the rows with delay 0 show that cost under load.
@@ -39,7 +39,6 @@ DELAYS = {NEXT_DOOR: None, "0": 0, "0.5": 500, "1": 1000, "5": 5000}  # the link
 CLOSED = (16, 64, 256)  # connections
 RATE = 10_000  # requests a second in the open loop
 OPEN_CONNECTIONS = 256  # so many that none has two requests under way, up to a latency of 25 ms
-BURST_CONNECTIONS = 64  # of h2load
 LOADS = {
     "steady": f"{RATE:,} requests a second, open loop, evenly spaced",
     "bursts": f"{RATE:,} requests a second, open loop, in bursts (h2load)",
@@ -108,11 +107,11 @@ def steady(program: str, port: int, first: int, seconds: int, files: str) -> tup
 
 def bursts(folder: str, port: int, first: int, seconds: int) -> tuple[int, float, float, float]:
     """Have h2load send; return how many were answered, how many a second, p50 and p99 in ms."""
-    log, uris, each = f"{folder}/log", f"{folder}/uris", RATE / BURST_CONNECTIONS
+    log, uris, each = f"{folder}/log", f"{folder}/uris", RATE / OPEN_CONNECTIONS
     numbers = range(first, first + burst_ids(seconds))
     Path(uris).write_text("".join(f"http://127.0.0.1:{port}/api/verve/accept?id={number}\n" for number in numbers))
     Path(log).unlink(missing_ok=True)
-    words = ["--h1", f"-c{BURST_CONNECTIONS}", "-m1", f"--rps={each}", f"-D{seconds}", f"--input-file={uris}"]
+    words = ["--h1", f"-c{OPEN_CONNECTIONS}", "-m1", f"--rps={each}", f"-D{seconds}", f"--input-file={uris}"]
     subprocess.run(
         ["taskset", "-c", "1", "h2load", *words, f"--log-file={log}", *FIELDS], capture_output=True, check=True
     )
@@ -125,7 +124,7 @@ def bursts(folder: str, port: int, first: int, seconds: int) -> tuple[int, float
 
 def burst_ids(seconds: int) -> int:
     """Return how many ids a run of h2load has: so many requests a connection sends."""
-    return int(RATE / BURST_CONNECTIONS * seconds) + 10
+    return int(RATE / OPEN_CONNECTIONS * seconds) + 10
 
 
 @contextlib.contextmanager
