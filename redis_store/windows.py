@@ -114,16 +114,17 @@ class Windows:
     async def _recall(self) -> None:
         """Learn, once, the reports that were in the stream before this process reached home."""
         found: list[tuple[int, str]] = []
-        after = "-"
+        count, upto = 0, f"{self.first}000"
         while not self._recalled:
-            asked = ("XRANGE", self._keys.stream, after, f"{self.first}000", "COUNT", str(RECALL_CHUNK))
+            asked = ("XREVRANGE", self._keys.stream, upto, "-", "COUNT", str(RECALL_CHUNK))
             (entries,) = good(await self._home.ask([asked]))
             found += [(start, member) for start, member, _ in map(report_in, entries) if start >= 0]
-            if len(entries) < RECALL_CHUNK:
+            count += len(entries)
+            if len(entries) < RECALL_CHUNK or count >= REPORTS:
                 self._recalled = True
                 self._known = deque(sorted({*found, *self._known}), maxlen=REPORTS)
             else:
-                after = f"({entries[-1][0].decode()}"
+                upto = f"({entries[-1][0].decode()}"
 
     async def roll(self, deadline: float = 0.0) -> None:
         """Close in Redis what is over, take its time, and note what was reported; each trip by `deadline` (loop time).
