@@ -90,7 +90,7 @@ class Steady(fleet.Fleet):
         since, before = time.monotonic(), self.kept_waiting(number)
         answers = await caller.ask(numbers)
         self.reasons += caller.reasons
-        waited = sum(now - before[pid] for pid, now in self.kept_waiting(number).items() if pid in before)
+        waited = self.waited_since(number, before)
         took = time.monotonic() - since - waited
         well = number not in self.hurt and self.programs.get(number) is program
         if not caller.closed:
@@ -121,6 +121,10 @@ class Steady(fleet.Fleet):
                 _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
                 found[pid] = int(waited) / 1e9
         return found
+
+    def waited_since(self, number: int, before: dict[int, float]) -> float:
+        """Return for how many seconds those have waited who were there before, and still are."""
+        return sum(now - before[pid] for pid, now in self.kept_waiting(number).items() if pid in before)
 
     def servers(self) -> list[int]:
         """Return the processes that an instance waits for."""
