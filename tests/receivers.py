@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from typing import NamedTuple, Self
 
+import servers
+
 DEADLINE = 30.0  # seconds; a guard, never a measure
 RESET = -1  # in place of a status: no answer, but a reset
 HANG = -2  # no answer until `release`, then 200
@@ -76,8 +78,8 @@ class Receiver:
     def start(self) -> None:
         """Listen, on the same port as before."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        self.port = self.port or servers.free_port()  # not one of the system's choice: while it is away, others take it
         self._listener = socket.create_server((self.host, self.port), family=family, backlog=256)
-        self.port = int(self._listener.getsockname()[1])
         self._run(self._accept, self._listener)
 
     def stop(self) -> None:
