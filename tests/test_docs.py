@@ -247,10 +247,12 @@ def test_two_instances_without_docker_as_pasted(tmp_path: Path) -> None:
     }.items():
         assert re.search(old, start), old
         start = re.sub(old, lambda _, new=new: new, start)  # type: ignore[misc]
+    asking = "curl --silent --fail --retry 30 --retry-delay 1 --retry-connrefused --output /dev/null"
+    both_are_up = "".join(f"{asking} 'http://127.0.0.1:{port}/api/verve/accept?id=7'\n" for port in (one, other))
     before = [*tree.rglob("*")]
     pasted = subprocess.run(
         ["bash"],
-        input=start + end,
+        input=start + both_are_up + end,
         cwd=tree,
         env={"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(tmp_path), "TMPDIR": str(temporary)},
         capture_output=True,
