@@ -1,10 +1,10 @@
 # The verbs of those who work on Verve; `make` alone lists them. CONTRIBUTING.md tells more.
 PYTHON ?= python3
-PARALLEL = -n 6 --dist worksteal
+PARALLEL = -n 12 --dist worksteal
 
 help:
 	@echo 'make run        start Verve, in memory, on port 8080'
-	@echo 'make test       all tests, six at a time: some 3 minutes on two cores'
+	@echo 'make test       all tests, twelve at a time: some 4 minutes on two cores'
 	@echo 'make test-fast  those that start no server and no program: under half a minute'
 	@echo 'make check      ruff, mypy and hadolint: as CI does'
 	@echo 'make mutants    test the tests: which small changes of the product do they not notice?'

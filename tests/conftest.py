@@ -1,5 +1,6 @@
 """What many files share: servers of Redis, receivers, the outbound client's world; and marks for each test."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,9 +108,17 @@ def later() -> Iterator[tuple[http_peers.Memory, http_peers.Waiting]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test, and begin with the longest, so that none of them is left over at the end of a parallel run."""
+    """Mark each test, and have each worker begin with some of the longest, so that none is left over at the end."""
     for item in items:
         if isinstance(item, pytest.Function):
             for mark in marks.marks_of(item, globals()):
                 item.add_marker(mark)
-    items.sort(key=lambda item: item.get_closest_marker("soak") is None)
+    long = [item for item in items if item.get_closest_marker("soak")]
+    short = [item for item in reversed(items) if not item.get_closest_marker("soak")]
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ordered: list[pytest.Item] = []
+    for number in range(workers):  # as xdist shares them out
+        size = (len(items) - len(ordered)) // (workers - number)
+        first = long[number::workers]
+        ordered += [*first, *(short.pop() for _ in range(min(len(short), size - len(first))))]
+    items[:] = [*ordered, *reversed(short)]

@@ -724,7 +724,7 @@ def run_model(seconds: float, seed: int, engine: str) -> str:
     with servers.Redis(engine) as server:
         for rounds in during(seconds):
             try:
-                fleet_model.check_model(server, 100, seed + rounds)
+                fleet_model.check_model(server, range(100), seed + rounds)
             except BaseException as error:
                 error.add_note(f"seed {seed + rounds}, {engine}")
                 raise

@@ -20,6 +20,15 @@ LATE = 0.5  # seconds that an answer may come later
 BACK = 2.0  # seconds until an instance takes ids again
 
 
+def waiting_time(pid: int) -> float:
+    """Return for how many seconds a process had something to do and no processor, so far. Raises OSError."""
+    file = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY)  # by the quickest way: it is asked for thousands of times
+    try:
+        return int(os.read(file, 100).split()[1]) / 1e9
+    finally:
+        os.close(file)
+
+
 class Steady(fleet.Fleet):
     """A fleet whose load does not wait for answers."""
 
@@ -118,8 +127,7 @@ class Steady(fleet.Fleet):
                 children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text()
                 pids += map(int, children.split() or [str(program.pid)])
             for pid in pids:
-                _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-                found[pid] = int(waited) / 1e9
+                found[pid] = waiting_time(pid)
         return found
 
     def waited_since(self, number: int, before: dict[int, float]) -> float:

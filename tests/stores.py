@@ -97,11 +97,11 @@ def long_window() -> int:
 
 
 def window_with(least: float) -> int:
-    """Return the length of a window that ends as soon as possible, but not before `least` seconds."""
+    """Return the length of a window that ends soon, but not before `least` seconds, and the next one not long after."""
     now = time.time()
     return min(
         (seconds for seconds in range(1, 100) if seconds - now % seconds >= least),
-        key=lambda seconds: seconds - now % seconds,
+        key=lambda seconds: seconds - now % seconds + seconds / 4,
     )
 
 

@@ -37,7 +37,7 @@ def counts(world: World) -> list[int]:
 
 def test_at_random(server: servers.Redis) -> None:
     """With more of them, as `PLAYS=400`, it finds what 40 don't."""
-    check_model(server, int(os.environ.get("PLAYS", "40")), 1)
+    check_model(server, servers.dealt(int(os.environ.get("PLAYS", "40")), server.engine), 1)
 
 
 def test_a_part_waits_for_who_comes_back_late_after_a_failover_that_lost_its_ids(server: servers.Redis) -> None:

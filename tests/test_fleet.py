@@ -18,7 +18,7 @@ from fleet_model import EPOCH, LENGTH, TICK, Fleet, check_model, small_world
 @pytest.mark.parametrize("engine", servers.ENGINES)
 def test_model(engine: str) -> None:
     with servers.Redis(engine) as server:
-        check_model(server, 60, 1)
+        check_model(server, servers.dealt(60, engine), 1)
 
 
 @pytest.fixture(scope="module")

@@ -471,7 +471,7 @@ def test_what_the_webhook_has(server: servers.Redis, store: str) -> None:
 def test_the_counts_of_closed_windows_as_csv(server: servers.Redis, store: str) -> None:
     where = ["--redis-url", server.url] if store == "redis" else []
     with Receiver(default=Answer(500)) as receiver:
-        flags = "--window", "1", "--report-url", receiver.url, "--max-ids", "2", *where
+        flags = "--window", "1", "--report-url", receiver.url, "--max-ids", "2", "--drain-timeout", "1", *where
         with watched(*flags) as (program, operators):
             with support.Client(program.address) as client:
                 client.send(*map(support.accept, range(5)))

@@ -21,6 +21,7 @@ from stores import (
     back,
     gone,
     ids,
+    let_settle,
     name_of,
     opened,
     play,
@@ -191,6 +192,7 @@ def test_a_silent_link_beside_one_that_was_reset(engine: str, seed: int, timeout
             telling(one) as told,
             telling(other) as told_by_other,
         ):
+            let_settle(primary)
             await until(lambda: told and told_by_other)  # both have just heard of Redis, and need not for a second
             window = one.window
             await asyncio.gather(stored(one, *range(50)), stored(other, *range(50, 100)))

@@ -66,7 +66,9 @@ def test_a_batch_under_way_over_the_end_of_its_window_is_brought_back(
     server: servers.Redis, proxy: servers.Proxy, before: int
 ) -> None:
     async def test() -> None:
-        async with opened(proxy.url, seconds=window_with(1), timeout=2 * TIMEOUT) as store:
+        seconds = window_with(1)
+        timeout = seconds - time.time() % seconds + TIMEOUT  # it is under way until the window is over
+        async with opened(proxy.url, seconds=seconds, timeout=timeout) as store:
             await stored(store, *range(before))
             window = store.window
             proxy.stall()

@@ -20,6 +20,7 @@ from stores import (
     ids,
     kinds,
     last_engine,
+    let_settle,
     name_of,
     opened,
     play,
@@ -209,6 +210,7 @@ def test_data_deleted_while_all_links_stand(server: servers.Redis) -> None:
 def test_reports_taken_out_on_purpose_are_not_put_back(server: servers.Redis, proxy: servers.Proxy) -> None:
     async def test() -> None:
         async with opened(proxy.url, seconds=1) as store, telling(store) as told:
+            let_settle(server)
             await until(lambda: len(told) >= 2)
             with server.client() as client, Log() as log:
                 client.xtrim("verve:reports", maxlen=0)
@@ -226,6 +228,7 @@ def test_reports_taken_out_on_purpose_are_not_put_back(server: servers.Redis, pr
 def test_reports_that_redis_has_lost_are_put_back(server: servers.Redis) -> None:
     async def test() -> None:
         async with opened(server.url, seconds=1) as store, telling(store) as told:
+            let_settle(server)
             await until(lambda: len(told) >= 1)
             with server.client() as client:
                 client.save()
@@ -338,6 +341,7 @@ def test_redis_emptied_again_and_again_does_not_end_the_telling(server: servers.
 
     async def test() -> None:
         async with opened(server.url, seconds=1) as store, telling(store) as told:
+            let_settle(server)
             await until(lambda: told)
             for number in range(3):
                 await stored(store, number)

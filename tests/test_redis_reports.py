@@ -57,6 +57,7 @@ def test_reports_are_put_back_by_all_who_know_them(server: servers.Redis, seed: 
             stores, all_told = [], []
             for proxy in proxies:
                 stores.append(await stack.enter_async_context(opened(proxy.url, seconds=1)))
+                let_settle(server)
                 all_told.append(await stack.enter_async_context(telling(stores[-1])))
                 await stored(stores[-1], *range(len(stores)))
                 await more(all_told[-1], dice.randint(0, 1))
@@ -85,6 +86,7 @@ def test_reports_are_put_back_into_an_empty_redis(server: servers.Redis) -> None
 
     async def test() -> None:
         async with opened(server.url, seconds=1) as store, telling(store) as told:
+            let_settle(server)
             await stored(store, 1, 2, 3)
             await until(lambda: len(told) >= 3)
             await asyncio.to_thread(server.kill)
@@ -109,6 +111,7 @@ def test_reports_are_put_back_by_who_was_started_after_them(
 
     async def test() -> None:
         async with opened(server.url, seconds=1) as store, telling(store) as told:
+            let_settle(server)
             await stored(store, 1, 2, 3)
             await until(lambda: len(told) >= 5)
         before = stream(server)
@@ -133,6 +136,7 @@ def test_a_window_is_not_reported_again_by_one_who_was_cut_off(server: servers.R
     async def test() -> None:
         seconds = window_with(1)
         async with opened(proxy.url, seconds=seconds) as cut_off, telling(cut_off) as told_late:
+            let_settle(server)
             window = cut_off.window
             await stored(cut_off, *range(9))
             async with opened(server.url, seconds=seconds) as reporter:
@@ -160,6 +164,7 @@ def test_a_report_that_came_while_the_stream_was_rebuilt_is_not_lost(server: ser
 
     async def test() -> None:
         async with opened(server.url, seconds=1) as store, telling(store) as told:
+            let_settle(server)
             await until(lambda: len(told) >= 2)
             ask(server, "FLUSHALL")
             since = time.time()
@@ -202,6 +207,7 @@ def test_an_entry_with_a_later_id_holds_the_reports_back(server: servers.Redis, 
     async def test() -> None:
         async with opened(server.url, seconds=1) as store, telling(store) as told:
             if not first:
+                let_settle(server)
                 await until(lambda: told)
             with Log() as log:
                 entry = f"{int(1000 * (time.time() + ahead))}-0"
@@ -245,6 +251,7 @@ def test_another_such_entry_while_the_stream_is_built_anew(server: servers.Redis
 
     async def test() -> None:
         async with opened(server.url, seconds=1) as store, telling(store) as told:
+            let_settle(server)
             await until(lambda: len(told) > 1)
             with Log() as log:
                 for times in (1, 2):
@@ -284,6 +291,7 @@ def test_an_entry_between_two_reports_holds_none_back(server: servers.Redis) -> 
 
     async def test() -> None:
         async with opened(server.url, seconds=1) as store, telling(store) as told:
+            let_settle(server)
             await until(lambda: told)
             with Log() as log:
                 ask(server, "XADD", "verve:reports", f"{max(told)}500-0", "hello", "world")
@@ -328,13 +336,13 @@ def test_a_window_that_was_opened_late_is_reported_though_redis_settles(server: 
     """An instance that takes it for over has not reported it: a loss must not have that taken for a report."""
 
     async def test() -> None:
-        async with opened(server.url, seconds=2) as store:
+        async with opened(server.url) as store:
             let_settle(server)
             await store.roll()
-            late = store.window - 6
+            late = store.window - 3 * store.seconds
             ask(server, "SADD", f"verve:{{{late}}}:ids", 1, 2, 3)
             ask(server, "EXPIRE", f"verve:{{{late}}}:ids", 1000)
-            ask(server, "ZADD", "verve:open", late, f"{name_of(late)} 2")
+            ask(server, "ZADD", "verve:open", late, f"{name_of(late)} {store.seconds}")
             ask(server, "DEL", "verve:mark")
             await until(lambda: not up(store))
             await until(lambda: up(store))

@@ -19,6 +19,7 @@ import support
 from counted import assert_contiguous, assert_partial, counts, epoch, windows_seen
 from operators import watched
 from processes import at_work, one_of_each, wait_until, workers
+from stores import let_settle
 from support import Client, Program, accept, verve
 
 DAY = ("--window", "86400")  # for tests that send an id twice: no window ends between
@@ -449,6 +450,7 @@ def test_a_window_that_ends_while_redis_is_slow_is_told_at_the_stop(server: serv
     flags = "--redis-url", server.url, "--window", "1", "--request-timeout", "20", "--drain-timeout", "20"
     with verve(*flags) as program:
         with Client(program.address) as client:
+            let_settle(server)
             windows_seen(program, 1)
             assert client.ask(accept(1)).status == 200
         server.freeze()
