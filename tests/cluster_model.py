@@ -450,19 +450,26 @@ class World:
         self.ledger.orphans |= instance.acked
         self.excuse()
 
-    def stop(self, instance: Instance) -> None:
-        """Stop an instance; if nothing is away, all that it has acknowledged is in Redis then."""
+    def stop(self, instance: Instance, thaw: Node | None = None) -> int:
+        """Stop an instance, and have a frozen node go on 3 s later; return how many ids it says that it lost.
+
+        If nothing is away, all that it has acknowledged is in Redis then.
+        """
         whole = not any(node.stale or node.frozen or node.minority or not node.up for node in self.nodes.all)
         self.instances.remove(instance)
         instance.reporting.cancel()
         stopping = self.loop.create_task(instance.stop(STOPPING))
-        self.flow(STOPPING + 1)
+        self.flow(3.0)
+        if thaw is not None:
+            thaw.frozen = False
+        self.flow(STOPPING - 2)
         instance.dead = True
         self.ledger.orphans |= instance.acked
         if whole and not stopping.result():
             left = (instance.acked - self.ledger.excused) - self.ledger.kept(self.instances)
             assert not left, f"instance {instance.number} left {left} behind"
         self.excuse()
+        return int(stopping.result())
 
     def excuse(self) -> None:
         self.ledger.excuse(self.instances)

@@ -119,6 +119,16 @@ def test_who_stops_does_not_take_a_silent_link_for_a_good_one(server: servers.Re
         play.stop(pick=0)
 
 
+def test_who_stops_brings_back_what_is_lost_first_though_home_is_away_for_a_while(server: servers.Redis) -> None:
+    with played(server, instances=1, replicas=False) as play:
+        world = play.world
+        play.send(pick=0, count=6, at_once=True)
+        world.nodes.home.frozen = True
+        world.nodes.flush(world.nodes.of_part(1))
+        world.flow(1.0)
+        assert world.stop(world.instances[0], thaw=world.nodes.home) == 0
+
+
 # A window's end
 
 

@@ -4,6 +4,7 @@ The plays of test_cluster_model.py have whole instances ask them. Here they are 
 not often ask; their clock is handed in.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -377,6 +378,11 @@ def test_an_id_is_in_the_same_part_for_ever(number: int, part: int) -> None:
     assert parts.part_of(number) == part
     all_parts = [Part(each, PART) for each in range(parts.PARTS)]
     assert [(found.number, ids) for found, ids in parts.split([number], all_parts)] == [(part, [number])]
+
+
+def test_many_ids_are_in_the_same_parts_for_ever() -> None:
+    found = bytes(parts.part_of(number) for number in range(-(2**63), 2**63, 2**64 // 9973))
+    assert hashlib.sha256(found).hexdigest()[:16] == "bde700ffefc71801"
 
 
 def test_a_part_has_the_same_keys_for_ever() -> None:
