@@ -2,7 +2,7 @@
 
 The class `Settings` is the whole table: a field is a flag. Its name makes the flag and the variable
 (`redis_url`: `--redis-url`, `VERVE_REDIS_URL`), its entry says how the text is read, which text is the
-default, and what `--help` tells. A new setting is one entry there and nothing elsewhere.
+default, and what `--help` tells. CONTRIBUTING.md says where else a new setting is named.
 
 A flag beats the environment, the environment beats the default. An empty variable counts as unset, since
 compose files and shells make them so easily; an empty flag is meant, and sets an optional setting (a URL, the

@@ -22,6 +22,7 @@ from operators import served, watched
 from processes import wait_until
 from support import ROOT
 
+import admin
 from redis_store import advice
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -272,6 +273,11 @@ def test_what_the_log_says_of_mistakes_is_what_operations_says() -> None:
     said = [row.split(" | ")[1].removesuffix(" |").replace("`", "") for row in table.splitlines()]
     assert len(said) > 20
     assert set(said) <= set(advice.ADVICE.values())
+
+
+def test_the_readme_has_a_row_for_each_metric() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`((?:verve|process)_[a-z_]+)(?:\{[a-z]+\})?`", text)) == set(admin.METRICS)
 
 
 def test_the_files_that_contributing_names_are_there() -> None:
