@@ -214,10 +214,10 @@ def test_the_time_is_taken_from_a_trip_that_did_not_wait(client: Client) -> None
         place.now += 5
         place.slow = 1.0
         await place.windows.learn()
-        assert place.windows.now() == pytest.approx(before + 1)
+        assert abs(place.windows.now() - before - 1) < 0.001, "it went on by its own clock"
         place.slow = 0.0
         await place.windows.learn()
-        assert place.windows.now() == pytest.approx(place.now, abs=0.001)
+        assert abs(place.windows.now() - place.now) < 0.001
 
     play(client, test)
 

@@ -6,11 +6,16 @@ The first test is at random. The others are interleavings that a design can get 
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import redis
 import servers
 from cluster_model import World
 from cluster_plays import DATABASES, Play, check_model
+
+import redis_store.parts
+import redis_store.slots
 
 
 @pytest.fixture(scope="module", params=servers.ENGINES)
@@ -127,6 +132,35 @@ def test_who_stops_brings_back_what_is_lost_first_though_home_is_away_for_a_whil
         world.nodes.flush(world.nodes.of_part(1))
         world.flow(1.0)
         assert world.stop(world.instances[0], thaw=world.nodes.home) == 0
+
+
+def test_ids_of_a_node_that_takes_none_fail_at_once(server: servers.Redis) -> None:
+    with played(server) as play:
+        world = play.world
+        play.hinder(pick=1, what="minority")
+        play.send(pick=0, count=6, at_once=True)
+        world.flow(0.1)
+        world.next = next(number for number in range(world.next, 100) if redis_store.parts.part_of(number) == 1)
+        play.send(pick=0, count=1, at_once=False)
+        assert world.next - 1 in world.ledger.refused
+
+
+def test_a_map_that_is_older_than_what_a_node_said_changes_nothing(server: servers.Redis) -> None:
+    with played(server, instances=1) as play:
+        nodes = play.world.nodes
+        cluster: Any = play.world.instances[0]._servers
+        (part,) = (part for part in cluster._owners if part.number == 1)
+        old = redis_store.slots.ranges(
+            [nodes.range_of(unit, nodes.all[1]) for unit in nodes.owners], cluster._owners[part].own
+        )
+        nodes.move("p1", nodes.all[0])
+
+        async def told() -> None:
+            cluster.moved(part, redis.ResponseError(f"MOVED {nodes.slots['p1']} n0:7000"))
+            cluster._assign(old)
+
+        play.world.run(told())
+        assert cluster._owners[part].own.host == "n0"
 
 
 # A window's end

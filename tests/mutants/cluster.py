@@ -624,7 +624,7 @@ MUTANTS = [
         "redis_store/cluster.py",
         "            self._refused = advise(error)\n            owner.lose(part)",
         "            self._refused = advise(error)",
-        (f"{ADDRESSES}::test_a_cluster_that_takes_nothing_while_a_slot_is_away",),
+        (f"{MODEL}::test_ids_of_a_node_that_takes_none_fail_at_once",),
         "ids wait in vain where they could fail at once",
     ),
     Mutant(
@@ -745,5 +745,12 @@ MUTANTS = [
         "            self._unclosed = opened",
         (MODEL,),
         "windows that wait are not named any more",
+    ),
+    Mutant(
+        "redis_store/cluster.py",
+        "self._moved.get(part, 0.0) < told",
+        "True",
+        (f"{MODEL}::test_a_map_that_is_older_than_what_a_node_said_changes_nothing",),
+        "ids of a part that has just moved go there and back",
     ),
 ]
