@@ -4,6 +4,7 @@ The scripts are run by a real Redis. The nodes and their replicas are made here,
 be provoked otherwise; so are the clocks.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ class Place:
         self.moved_parts: list[Part] = []
         self.lost_parts: list[Part] = []
         self.before_report: Callable[[], object] = lambda: None
+        self.closed: list[Part] = []  # parts that were asked to close
         self.elsewhere: Part | None = None  # it has moved, which the instance does not know yet
         self.parts = [Part(number, keys) for number, keys in enumerate(KEYS.parts(2))]
         self.held = Held(10**6, 2)
@@ -117,6 +119,7 @@ class Place:
         raise AssertionError from why
 
     async def ask_parts(self, commands: Sequence[tuple[Part, Command]]) -> Iterable[tuple[Part, Any]]:
+        self.closed += [part for part, _ in commands]
         moved = redis.ResponseError("MOVED 1 127.0.0.1:1")
         return [(part, moved if part is self.elsewhere else self.run(command)) for part, command in commands]
 
@@ -172,11 +175,44 @@ def test_home_is_told_the_counts_again_where_it_may_have_lost_them(client: Clien
         place.run(("DEL", KEYS.counts(W)))
         assert await place.told() == []
         assert place.counts(W) == {}, "not each time that it is tried"
+        assert place.windows.remaining() == redis_store.closing.PART_POLL
+        assert place.closed == [place.parts[0]], "nor is it counted again"
         await place.windows.arrived(settles=False)
         assert await place.told() == []
         assert place.counts(W) == {b"0": b"2"}
         place.take(place.parts[1])
         assert await place.told() == [(W, 2)]
+        assert (place.windows._counts, place.windows._brought) == ({}, {}), "nothing is kept for it"
+
+    play(client, test)
+
+
+def test_who_waits_for_an_open_window_does_not_wait_for_parts_to_be_closed(client: Client) -> None:
+    async def test(place: Place) -> None:
+        place.store(W, 0, 1, 2)
+        place.store(W, 1, 3)
+        place.wait(LENGTH)
+        await place.windows.roll(asyncio.get_running_loop().time() + 5)
+        assert place.held.window == W + LENGTH
+        assert place.is_open(W)
+
+    play(client, test)
+
+
+def test_no_part_is_closed_of_a_window_that_somebody_may_still_name(client: Client) -> None:
+    """It was opened ahead, and is over for less than a second."""
+
+    async def test(place: Place) -> None:
+        ahead = W - LENGTH
+        place.run(("ZADD", KEYS.closing[0], str(ahead), f"{ahead} {LENGTH}"))
+        place.now -= 0.5
+        assert await place.told() == []
+        assert place.closed == []
+        assert place.windows.waiting == 1
+        place.wait(0.5)
+        await place.told()
+        assert {*place.closed} == {*place.parts}
+        assert place.windows.waiting == 0
 
     play(client, test)
 

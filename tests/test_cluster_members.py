@@ -5,6 +5,7 @@ answer when a test says what happens meanwhile.
 """
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -71,7 +72,9 @@ class Wire:
     def send(self, packed: bytes, count: int, deadline: float, done: Callable[[Outcome], None]) -> None:
         self.sent.append(done)
 
-    def abort(self, why: Exception) -> None: ...
+    def abort(self, why: Exception) -> None:
+        if not self.closed.done():
+            self.closed.set_result(why)
 
 
 class Owner:
@@ -188,6 +191,31 @@ def test_home_that_says_that_it_is_elsewhere_is_looked_for() -> None:
             await world.home.ask([("GET", KEYS.mark)])
         assert world.stale == 1
         assert not world.home.reachable
+        node._wire.answer = answers(b"one 1.0")  # type: ignore[union-attr]
+        await world.home.take(node, "one")
+        world.home.look(MOVED)
+        assert world.stale == 2
+        assert not world.home.reachable
+
+    play(test)
+
+
+def test_home_is_arrived_at_anew_when_its_data_may_be_lost() -> None:
+    async def test(world: World) -> None:
+        node = world.node(lambda _: [b"one 1.0", 0, b"9.5"])
+        world.home.move(node)
+        assert node._wake.is_set()
+        await world.home.take(node, "one")
+        assert world.home.patience == 9.5, "the fleet's"
+        world.home.move(node)  # as each map has it
+        world.home.give_up(redis.ConnectionError())
+        world.home.look(b"one 1.0")
+        assert world.home.reachable
+        node._wake.clear()
+        world.home.mark = b""
+        world.home.give_up(redis.ConnectionError())
+        assert not world.home.reachable
+        assert node._wake.is_set()
 
     play(test)
 
@@ -318,6 +346,147 @@ def test_a_part_that_loses_its_data_while_ids_are_brought_back_is_not_taken(monk
     play(test)
 
 
+def test_a_part_that_can_not_be_taken_says_why() -> None:
+    async def test(world: World) -> None:
+        part = world.parts[0]
+        refused = redis.ResponseError("NOPERM this user has no permissions to run the 'eval' command")
+        with pytest.raises(redis.ResponseError, match="NOPERM"):
+            await world.node(lambda _: refused, part)._take()
+        node = world.node(lambda _: MOVED, part)
+        await node._take()
+        assert world.owner.elsewhere == [part]
+        await stores.until(node._wake.is_set)  # it is tried again
+
+    play(test)
+
+
+def test_a_node_goes_on_with_its_parts_when_home_fails() -> None:
+    async def test(world: World) -> None:
+        node = world.node(lambda _: [b"one 1.0", 0], world.parts[0])
+        failed = 0
+
+        def fail() -> None:
+            nonlocal failed
+            failed += 1
+            raise redis.ConnectionError("home is away")
+
+        world.windows.meanwhile = fail
+        world.home.reachable = True
+        watching = asyncio.create_task(node._watch())
+        await stores.until(lambda: failed)
+        node.wake()
+        await stores.until(lambda: failed > 1 or watching.done())
+        assert not watching.done()
+        watching.cancel()
+
+    play(test)
+
+
+def taken(world: World, answer: Answer) -> Member:
+    """Return a node whose parts are taken."""
+    node = world.node(answer, *world.parts)
+    for part in world.parts:
+        part.mark = part.seen = b"one 1.0"
+        part.batches = node.batches
+    return node
+
+
+def looked(marks: dict[Part, Any]) -> Answer:
+    """Return what a node says when it is looked at."""
+    found = {part.keys.mark: mark for part, mark in marks.items()}
+    return lambda command: found[str(command[1])] if command[0] == "GET" else b""
+
+
+def test_what_a_look_finds_of_parts() -> None:
+    async def test(world: World) -> None:
+        part, other = world.parts
+        node = taken(world, looked({part: b"one 1.0", other: MOVED}))
+        await node.look()
+        assert world.owner.elsewhere == [other]
+        assert not node._wake.is_set()
+        node._wire.answer = looked({part: None, other: b"one 1.0"})  # type: ignore[union-attr]
+        await node.look()
+        assert (part.batches, part.mark, part.seen) == (None, b"", b"one 1.0"), "it has lost its data"
+        assert other.batches is node.batches
+        assert node._wake.is_set()
+        assert world.owner.told_away
+
+    play(test)
+
+
+def test_a_look_says_nothing_of_what_is_elsewhere_when_it_ends() -> None:
+    async def test(world: World) -> None:
+        part, other = world.parts
+        second = world.node(answers(b"two 1.0"))
+
+        def answer(command: Command) -> Any:
+            if command == ("GET", KEYS.mark):
+                world.home.move(second)
+                world.home.mark, world.home.reachable = b"two 1.0", True
+            elif command == ("GET", part.keys.mark):
+                node.drop(part)
+                part.batches, part.mark = second.batches, b"two 1.0"
+            return b"one 2.0" if command[0] == "GET" and command[1] != other.keys.mark else b"one 1.0"
+
+        node = taken(world, answer)
+        world.home.move(node)
+        world.home.mark, world.home.reachable = b"one 1.0", True
+        await node.look()
+        assert (part.batches, part.mark) == (second.batches, b"two 1.0")
+        assert (world.home.reachable, world.home.mark) == (True, b"two 1.0")
+
+    play(test)
+
+
+def test_a_look_tries_to_bring_back_what_found_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store.parts, "_SHIFT", 63)  # there are two
+
+    async def test(world: World) -> None:
+        part = world.parts[0]
+        world.held.missing[W, 0] = [number for number in range(9) if part_of(number) == 0]
+
+        def answer(command: Command) -> Any:
+            return {"GET": b"one 1.0", "MULTI": b"OK", "EXEC": [1, 1], "INFO": b""}.get(str(command[0]), b"QUEUED")
+
+        node = taken(world, answer)
+        part.batches = None
+        await node.look()
+        assert world.held.missing, "its part is not taken"
+        part.batches = node.batches
+        await node.look()
+        assert not world.held.missing
+
+    play(test)
+
+
+def test_who_loses_a_connection_loses_what_was_reached_over_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect(*_: object) -> Any:
+        kept.append(Wire(lambda command: {"INFO": b"run_id:one\r\n", "WAIT": 1}.get(str(command[0]), b"OK")))
+        return kept[-1]
+
+    async def test(world: World) -> None:
+        monkeypatch.setattr(redis_store.member, "connect", connect)
+        part, other = world.parts
+        node = taken(world, answers(b""))
+        node._run_id, node.replicas = "one", 1
+        assert await node.ask_kept([("PING",)]) == ([b"OK"], True)
+        kept[0].abort(redis.ConnectionError("it was closed"))
+        assert await node.ask_kept([("PING",)]) == ([b"OK"], True), "over another connection"
+        other.batches = world.node(answers(b"")).batches
+        batches, node.batches = node.batches, None
+        node._left(batches)
+        assert part.batches is None
+        assert other.batches is not None
+        assert world.owner.noted == [0]
+        assert kept[1].closed.done()
+        with contextlib.suppress(redis.ConnectionError):
+            await node.ask_kept([("PING",)])
+        assert kept[2].closed.done(), "a connection that was made meanwhile is not kept"
+
+    kept: list[Wire] = []
+    play(test)
+
+
 def test_a_part_is_not_taken_while_home_is_away() -> None:
     async def test(world: World) -> None:
         part = world.parts[0]
@@ -386,6 +555,31 @@ def test_a_batch_that_finds_its_window_closed_tells_of_it() -> None:
         wire.sent[0]([CLOSED])
         assert world.windows.closed == [W]
         await stores.until(lambda: world.said)
+
+    world_has_one_part(test)
+
+
+@pytest.mark.parametrize(("elsewhere", "told"), [(5, 8), (-1, -1)])
+def test_a_count_that_is_told_with_an_id_is_that_of_all_parts(elsewhere: int, told: int) -> None:
+    """-1 if others can't be counted."""
+
+    async def test(world: World) -> None:
+        async def others(part: Part, window: int) -> int:
+            assert (part.number, window) == (0, W)
+            return elsewhere
+
+        world.counting.others = others
+        part = world.parts[0]
+        node = world.node(answers(b""), part)
+        wire: Any = node._wire
+        part.batches, part.opened = node.batches, W
+        counts: list[tuple[int, int]] = []
+        assert node.batches is not None
+        node.batches.add(0, lambda _: None, lambda *count: counts.append(count))
+        await stores.until(lambda: wire.sent)
+        wire.sent[0]([[1, 1, 3]])
+        await stores.until(lambda: counts)
+        assert counts == [(W, told)]
 
     world_has_one_part(test)
 
