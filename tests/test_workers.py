@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -371,6 +372,15 @@ def test_the_first_window_is_told_though_the_teller_dies_in_it(server: servers.R
         at_work(program, server, 2)
         program.log.wait_for("unique ids in ", len(program.log.all))
         assert window in told(program)
+
+
+def test_the_first_window_is_kept_for_a_successor_once_it_is_known() -> None:
+    """With a Redis that came later than the workers, that is not at their start."""
+    parts: Any = SimpleNamespace(shared=SimpleNamespace(untold=[0]), store=SimpleNamespace(window=0))
+    for window, untold in ((0, 0), (60, 60), (120, 60)):
+        parts.store.window = window
+        verve_server.Parts.note_first(parts)
+        assert parts.shared.untold == [untold]
 
 
 @pytest.mark.parametrize("style", ["text", "json"])

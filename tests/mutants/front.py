@@ -88,8 +88,8 @@ MUTANTS = [
         "verve_server.py",
         "        self.shared.untold[0] = self.shared.untold[0] or self.store.window\n",
         "",
-        ("tests/test_workers.py::test_the_first_window_is_told_though_the_teller_dies_in_it",),
-        "the first window is not logged if the first worker dies in it",
+        ("tests/test_workers.py::test_the_first_window_is_kept_for_a_successor_once_it_is_known",),
+        "the first window is not logged if Redis came late and the first worker dies in it",
     ),
     Mutant(
         "verve_server.py",

@@ -139,7 +139,7 @@ MUTANTS = [
         "redis_store/home.py",
         "            self.member.hosts_home = False\n",
         "            pass\n",
-        (f"{MAP}::test_each_part_and_home_is_where_the_map_says",),
+        (f"{MEMBERS}::test_home_that_moved_while_it_was_arrived_at_is_not_asked_before_it_is_there_too",),
         "home is looked at where it was",
     ),
     Mutant(
