@@ -356,8 +356,8 @@ MUTANTS = [
         "redis_store/closing.py",
         "if part.number not in known and part.batches is not None:",
         "if part.number not in known:",
-        (MODEL,),
-        "closing fails while a node is away",
+        (f"{CLOSING}::test_home_is_told_the_counts_again_where_it_may_have_lost_them",),
+        "a part is counted before its ids are brought back",
     ),
     Mutant(
         "redis_store/closing.py",
