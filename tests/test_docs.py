@@ -280,6 +280,18 @@ def test_the_readme_has_a_row_for_each_metric() -> None:
     assert set(re.findall(r"`((?:verve|process)_[a-z_]+)(?:\{[a-z]+\})?`", text)) == set(admin.METRICS)
 
 
+def test_each_reason_of_a_failure_has_its_words_wherever_it_is_told() -> None:
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "admin.html"))
+    with watched() as (_, operators):
+        reasons = set(re.findall(r'verve_failures_total{reason="(\w+)"}', "\n".join(operators.numbers())))
+    (row,) = re.findall(r"^\| `verve_failures_total{reason}` .*", readme, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == reasons, "the README's table of metrics"
+    (words,) = re.findall(r"const REASONS = {(.*?)}", page, re.DOTALL)
+    assert set(re.findall(r'(\w+): "', words)) == reasons, "REASONS in admin.html"
+    _, text = admin.METRICS["verve_failures_total"]
+    assert {reason for reason in reasons if reason not in text} == set(), "the text in admin.METRICS"
+
+
 def test_the_files_that_contributing_names_are_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:tests/|redis_store/|docs/)?[a-z_0-9]+\.(?:py|md|txt|html|lua))`", text)

@@ -631,6 +631,13 @@ MUTANTS = [
         "nobody can see that too many connections are open",
     ),
     Mutant(
+        "admin.html",
+        'full: "window full", ',
+        "",
+        ("tests/test_docs.py::test_each_reason_of_a_failure_has_its_words_wherever_it_is_told",),
+        "a reason stands on the page as it is called in the metrics",
+    ),
+    Mutant(
         "workers.py",
         "                self.first.restarts[0] += 1\n",
         "",
