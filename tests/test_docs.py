@@ -23,6 +23,7 @@ from processes import wait_until
 from support import ROOT
 
 import admin
+import verve_server
 from redis_store import advice
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -281,15 +282,22 @@ def test_the_readme_has_a_row_for_each_metric() -> None:
 
 
 def test_each_reason_of_a_failure_has_its_words_wherever_it_is_told() -> None:
-    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "admin.html"))
+    names = "README.md", "docs/guarantees.md", "admin.html"
+    readme, guarantees, page = ((ROOT / name).read_text(encoding="utf-8") for name in names)
     with watched() as (_, operators):
         reasons = set(re.findall(r'verve_failures_total{reason="(\w+)"}', "\n".join(operators.numbers())))
     (row,) = re.findall(r"^\| `verve_failures_total{reason}` .*", readme, re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", row)) == reasons, "the README's table of metrics"
+    text = admin.METRICS["verve_failures_total"][1]
     (words,) = re.findall(r"const REASONS = {(.*?)}", page, re.DOTALL)
-    assert set(re.findall(r'(\w+): "', words)) == reasons, "REASONS in admin.html"
-    _, text = admin.METRICS["verve_failures_total"]
-    assert {reason for reason in reasons if reason not in text} == set(), "the text in admin.METRICS"
+    told = {
+        "the README's table of metrics": set(re.findall(r"`(\w+)`", row)),
+        "REASONS in admin.html": set(re.findall(r'(\w+): "', words)),
+        "the text in admin.METRICS": {reason for reason in reasons if reason in text},
+    }
+    assert told == dict.fromkeys(told, reasons)
+    sentences = set(re.findall("`([^`]+)`", guarantees.partition("of a 503 | is the id stored?")[2]))
+    sent = {sentence for _, sentence in verve_server.FAILURES.values()}
+    assert sentences == sent | {"too many callbacks wait", "too many connections are open"}, "docs/guarantees.md"
 
 
 def test_the_files_that_contributing_names_are_there() -> None:
