@@ -1,11 +1,12 @@
 # The verbs of those who work on Verve; `make` alone lists them. CONTRIBUTING.md tells more.
 PYTHON ?= python3
 PARALLEL = -n 12 --dist worksteal
+unexport PYTHONDONTWRITEBYTECODE # or each of some hundred programs is compiled anew
 
 help:
 	@echo 'make run        start Verve, in memory, on port 8080'
 	@echo 'make test       all tests, twelve at a time: some 4 minutes on two cores'
-	@echo 'make test-fast  those that start no server and no program: under half a minute'
+	@echo 'make test-fast  those that start no server and no program: half a minute'
 	@echo 'make check      ruff, mypy and hadolint: as CI does'
 	@echo 'make mutants    test the tests: which small changes of the product do they not notice?'
 	@echo 'make bench      requests per second'

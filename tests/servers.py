@@ -369,7 +369,9 @@ def received(sock: socket.socket) -> bytes:
 
     Its number may be another socket's by then, which is waited for in vain: so it is looked at again now and then.
     """
-    while not select.select([sock], [], [], AGAIN)[0]:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    while not poll.poll(AGAIN * 1000):
         pass
     return sock.recv(65536)
 

@@ -34,8 +34,8 @@ def at_our_time(script: str) -> str:
     return script.replace(old, new)
 
 
-PLACES = {"CLOSING": redis_store.closing, "CLOSE": redis_store.closing, "REPORT": redis_store.closing}
-SCRIPTS = {name: at_our_time(getattr(scripts, name)) for name in ("ARRIVE", "TAKE", "BRING", *PLACES)}
+OF_CLOSING = ("CLOSING", "CLOSE", "REPORT")
+SCRIPTS = {name: at_our_time(getattr(scripts, name)) for name in ("ARRIVE", "TAKE", "BRING", *OF_CLOSING)}
 
 
 class Place:
@@ -132,8 +132,8 @@ class Place:
 
 @pytest.fixture
 def client(server: servers.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    for name, module in PLACES.items():
-        monkeypatch.setattr(module, name, SCRIPTS[name])
+    for name in OF_CLOSING:
+        monkeypatch.setattr(redis_store.closing, name, SCRIPTS[name])
     client = Client(server.port)
     yield client
     client.close()

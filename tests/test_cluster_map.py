@@ -189,7 +189,7 @@ def test_a_part_that_is_elsewhere_is_given_to_that_node(play: Play) -> None:
 
 
 @pytest.mark.parametrize(("tls", "place"), [(True, "d:1"), (False, "?:1")])
-def test_a_part_that_is_nobody_can_say_where_waits_for_the_map(play: Play, tls: bool, place: str) -> None:
+def test_a_part_that_is_at_a_place_nobody_knows_waits_for_the_map(play: Play, tls: bool, place: str) -> None:
     """With TLS the map may have the same node by another name, the one in its certificate."""
 
     async def test(nodes: Nodes) -> None:
@@ -293,6 +293,23 @@ def test_ids_are_lost_while_a_part_has_another_mark_than_they_were_stored_under(
         assert nodes.cluster.lost
         nodes.parts[0].seen = b"one 2.0"
         assert not nodes.cluster.lost
+
+    play(test)
+
+
+def test_who_stops_is_not_sure_of_ids_whose_node_is_away(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store.cluster, "RETURN", -1.0)  # it is waited for no longer
+
+    async def test(nodes: Nodes) -> None:
+        nodes.say_usual()
+        nodes.connect("a")
+        nodes.connect("c")
+        nodes.cluster.home.reachable, nodes.cluster.home.mark = True, b"one 1.0"
+        assert await nodes.cluster.confirm(), "nothing is held"
+        nodes.held.add(W, [(nodes.parts[1], [1])])
+        assert not await nodes.cluster.confirm()
+        nodes.connect("b")
+        assert await nodes.cluster.confirm()
 
     play(test)
 

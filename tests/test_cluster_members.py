@@ -16,6 +16,7 @@ import stores
 
 import dedup
 import redis_store.member
+import redis_store.node
 import redis_store.parts
 import redis_store.replay
 from redis_store.batches import AGAIN, Batches, Counting, Refusals
@@ -452,9 +453,13 @@ def test_a_look_tries_to_bring_back_what_found_no_room(monkeypatch: pytest.Monke
         part.batches = None
         await node.look()
         assert world.held.missing, "its part is not taken"
+        missing = [*world.held.missing[W, 0]]
         part.batches = node.batches
         await node.look()
         assert not world.held.missing
+        assert sorted(number for _, ids in world.held.windows() for shard in ids.sets for number in shard) == missing, (
+            "they are held again, for the next loss"
+        )
 
     play(test)
 
@@ -515,6 +520,18 @@ def test_what_a_node_does_outlives_it_when_a_replica_has_it(
         node = world.node(lambda _: b"OK")
         node._run_id, node.replicas, node._followers = "one", by_map, online
         assert await node.ask_kept([("PING",)]) == ([b"OK"], kept)
+
+    play(test)
+
+
+def test_replicas_are_known_from_the_first_answer_of_a_node_on() -> None:
+    """The map knows none before the node was sent something; a window may end before the first look."""
+
+    async def test(world: World) -> None:
+        node = world.node(lambda _: b"role:master\r\nconnected_slaves:1\r\nslave0:ip=::1,port=2,state=online\r\n")
+        wire: Any = node._wire
+        await node._arrive(wire, redis_store.node.Server("one", "cluster"))
+        assert node._followers == 1
 
     play(test)
 

@@ -271,13 +271,17 @@ def test_a_window_waits_for_those_before_it(home: Home, lived: bool) -> None:
 
 def test_what_is_kept_of_a_window_expires(home: Home) -> None:
     """But for the stream."""
+
+    def lasting() -> set[str]:
+        return {key.decode() for key in home.client.scan_iter() if home.client.ttl(key) == -1}
+
     home.to(W + LENGTH + 5)
-    home.bring(-1, W - LENGTH)
+    home.bring(W - LENGTH, W - LENGTH)
+    assert len(home.client.keys()) >= 3, "the mark, the newest report, those that are brought"
+    assert lasting() == set()
     home.close(W)
     home.report(W, 3)
-    assert home.client.keys()
-    lasting = {key.decode() for key in home.client.scan_iter() if home.client.ttl(key) == -1}
-    assert lasting <= {KEYS.stream}
+    assert lasting() == {KEYS.stream}
 
 
 # Marks, and settling

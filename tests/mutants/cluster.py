@@ -162,7 +162,7 @@ MUTANTS = [
         "redis_store/member.py",
         "        if not (self.replicas or self._followers):",
         "        if not self.replicas:",
-        (f"{ADDRESSES}::test_windows_are_closed_over_tls_when_a_replica_has_acknowledged",),
+        (f"{MEMBERS}::test_what_a_node_does_outlives_it_when_a_replica_has_it",),
         "on a young cluster no replica acknowledges a window's end",
     ),
     Mutant(

@@ -209,7 +209,7 @@ MUTANTS = [
         "redis_store/cluster.py",
         "            if place is None or (owner.own.tls and place not in self.members):",
         "            if place is None:",
-        (f"{MAP}::test_a_part_that_is_nobody_can_say_where_waits_for_the_map",),
+        (f"{MAP}::test_a_part_that_is_at_a_place_nobody_knows_waits_for_the_map",),
         "one node is connected to by two names",
     ),
     Mutant(
@@ -400,5 +400,33 @@ MUTANTS = [
         "tell(window, count + more)",
         (f"{MEMBERS}::test_a_count_that_is_told_with_an_id_is_that_of_all_parts",),
         "a count is told that lacks parts",
+    ),
+    Mutant(
+        "redis_store/member.py",
+        "        self._followers = followers_in(told)\n        self.batches = ",
+        "        self.batches = ",
+        (f"{MEMBERS}::test_replicas_are_known_from_the_first_answer_of_a_node_on",),
+        "a window that ends before the first look is closed though no replica has acknowledged it",
+    ),
+    Mutant(
+        "redis_store/replay.py",
+        "                held.add(window, [(part, chunk)])\n",
+        "",
+        (f"{MEMBERS}::test_a_look_tries_to_bring_back_what_found_no_room",),
+        "ids that were brought back late are gone after the next loss",
+    ),
+    Mutant(
+        "redis_store/cluster.py",
+        "if looked and not self.away and not self.lost",
+        "if looked and not self.lost",
+        (f"{MAP}::test_who_stops_is_not_sure_of_ids_whose_node_is_away",),
+        "who stops while a node is away does not wait for it",
+    ),
+    Mutant(
+        "redis_store/bring.lua",
+        "redis.call('EXPIRE', RETURNED, KEEP)\n",
+        "",
+        ("tests/test_cluster_scripts.py::test_what_is_kept_of_a_window_expires",),
+        "reports that were brought back stand in Redis for ever when the fleet ends before they are told",
     ),
 ]
