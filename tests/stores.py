@@ -97,10 +97,10 @@ def long_window() -> int:
 
 
 def window_with(least: float) -> int:
-    """Return the length of a window that ends soon, but not before `least` seconds, and the next one not long after."""
+    """Return the length of a window that ends soon, but not before `least` seconds; the next one lasts for a while."""
     now = time.time()
     return min(
-        (seconds for seconds in range(1, 100) if seconds - now % seconds >= least),
+        (seconds for seconds in range(8, 100) if seconds - now % seconds >= least),
         key=lambda seconds: seconds - now % seconds + seconds / 4,
     )
 
