@@ -509,6 +509,15 @@ async def flushed_and_stopped(fleet: Fleet, seconds: float) -> None:
     fleet.check_with_logs()
 
 
+def foreign_entry(ahead: int) -> tuple[str | int, ...]:
+    """Return the command that adds an entry of somebody else, so many seconds ahead of Redis's clock.
+
+    That is read when the entry is added: so it is not older than the start of the open window, which it keeps out.
+    """
+    script = "local id = redis.call('TIME')[1] + ARGV[1] .. '000-0' return redis.call('XADD', KEYS[1], id, 'a', 'b')"
+    return "EVAL", script, 1, "verve:reports", ahead
+
+
 async def barred(fleet: Fleet, seconds: float) -> None:
     """An entry of somebody else keeps reports out of the stream, until what the log says is done."""
     async with fleet.load():
@@ -516,8 +525,7 @@ async def barred(fleet: Fleet, seconds: float) -> None:
             await fleet.told_all()
             program = fleet.programs[fleet.random.randrange(fleet.size)]
             seen = len(program.log.all)
-            ahead = fleet.random.choice([0, 5, 86_400])
-            tell_redis(fleet.server, "XADD", "verve:reports", f"{int(1000 * (fleet.now() + ahead))}-0", "a", "b")
+            tell_redis(fleet.server, *foreign_entry(fleet.random.choice([0, 5, 86_400])))
             await asyncio.to_thread(program.log.wait_for, r"ERROR verve\.store: .*RENAME", seen)
             await fleet.pause(0, 2 * fleet.window)
             (line,) = [line for line in program.log.all[seen:] if "RENAME" in line]

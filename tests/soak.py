@@ -153,8 +153,7 @@ async def barred(soak: Soak) -> None:
     """An entry of somebody else keeps reports out of the stream, until what the log says is done."""
     program = soak.programs[soak.random.randrange(soak.size)]
     seen = len(program.log.all)
-    entry = int(1000 * (soak.now() + soak.random.choice([0, 5, 86_400])))
-    soak.tell_redis("XADD", "verve:reports", f"{entry}-0", "a", "b")
+    soak.tell_redis(*fleet.foreign_entry(soak.random.choice([0, 5, 86_400])))
     line = await asyncio.to_thread(program.log.wait_for, r"ERROR verve\.store: .*RENAME.*", seen)
     await soak.last()
 

@@ -121,6 +121,29 @@ def test_a_restart_that_loses_nothing_changes_no_count(engine: str) -> None:
         play(test(server))
 
 
+@first_engine
+def test_a_count_is_not_shown_before_its_ids_are_brought_back(
+    server: servers.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store.replay, "CHUNK", 1)
+
+    async def test() -> None:
+        shown: set[int] = set()
+        async with opened(server.url) as store:
+            await stored(store, *range(200))
+            await asyncio.to_thread(server.kill)
+            await gone(store)
+            assert await store.recent(1) is None
+            await asyncio.to_thread(server.start)
+            while not up(store):
+                shown |= {count for _, _, count in await store.recent(1) or ()}
+                await asyncio.sleep(0)
+            assert shown <= {200}
+            assert await store.recent(1) == [(store.window, store.seconds, 200)]
+
+    play(test())
+
+
 # Redis loses a part of its data, or all, while links stand or some instances take long to be back
 
 

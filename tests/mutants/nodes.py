@@ -429,4 +429,11 @@ MUTANTS = [
         ("tests/test_cluster_scripts.py::test_what_is_kept_of_a_window_expires",),
         "reports that were brought back stand in Redis for ever when the fleet ends before they are told",
     ),
+    Mutant(
+        "redis_store/alone.py",
+        '        if self.batches is None:\n            raise redis.ConnectionError("ids are being brought back")\n',
+        "",
+        ("tests/test_redis_loss.py::test_a_count_is_not_shown_before_its_ids_are_brought_back",),
+        "operators see too small a count while ids are brought back",
+    ),
 ]
