@@ -109,8 +109,8 @@ class Alone(Node):
 
     async def size(self, window: int) -> int:
         """Return how many ids there are in a window, -1 if it is closed. Raises TimeoutError, redis.RedisError."""
-        if self.batches is None:
-            raise redis.ConnectionError("ids are being brought back")
+        if not self.reachable:  # there may be a connection, over which ids are still brought back
+            raise redis.ConnectionError(self.unavailable)
         (count,) = await self.ask([("SCARD", self._keys.ids(window))])
         if isinstance(count, redis.ResponseError):
             if code_of(count) != "WRONGTYPE":

@@ -369,11 +369,11 @@ def received(sock: socket.socket) -> bytes:
 
     Its number may be another socket's by then, which is waited for in vain: so it is looked at again now and then.
     """
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    while not poll.poll(AGAIN * 1000):
-        pass
-    return sock.recv(65536)
+    while True:
+        poll = select.poll()  # select() takes no number above 1023
+        poll.register(sock, select.POLLIN)
+        if poll.poll(AGAIN * 1000):
+            return sock.recv(65536)
 
 
 class Impostor:

@@ -8,6 +8,7 @@ import time
 import pytest
 import servers
 from stores import (
+    NEVER,
     SLACK,
     TIMEOUT,
     Log,
@@ -129,15 +130,16 @@ def test_a_count_is_not_shown_before_its_ids_are_brought_back(
 
     async def test() -> None:
         shown: set[int] = set()
-        async with opened(server.url) as store:
+        async with opened(server.url, timeout=NEVER) as store:
             await stored(store, *range(200))
             await asyncio.to_thread(server.kill)
             await gone(store)
             assert await store.recent(1) is None
-            await asyncio.to_thread(server.start)
+            starting = asyncio.create_task(asyncio.to_thread(server.start))
             while not up(store):
                 shown |= {count for _, _, count in await store.recent(1) or ()}
                 await asyncio.sleep(0)
+            await starting
             assert shown <= {200}
             assert await store.recent(1) == [(store.window, store.seconds, 200)]
 
